@@ -1,0 +1,147 @@
+"""Pictures for training: decoded by `edgetl.preprocess`, augmented, in an order that can be resumed.
+
+What is random depends on seed, epoch and picture alone, never on how many numbers were drawn before, so
+an interrupted training repeats itself bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import InterpolationMode, v2
+
+from edgetl.dataset import Item
+from edgetl.preprocess import decode, preprocess
+from edgetl.spec import PreprocessSpec
+
+__all__ = ["EpochSampler", "evaluation_loader", "training_loader"]
+
+Batch = tuple[Tensor, Tensor]
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index) in an order drawn from (seed, epoch).
+
+    Attributes:
+        epoch: The epoch that the next iteration delivers; it counts up by itself.
+        start: How many entries of that epoch to leave out (after resuming).
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, start = self.epoch, self.start
+        self.epoch, self.start = epoch + 1, 0
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+        yield from ((epoch, int(i)) for i in order[start:])
+
+    def __len__(self) -> int:
+        return self.count - self.start
+
+
+class _TrainingPictures(Dataset[Batch]):
+    def __init__(self, items: Sequence[Item], spec: PreprocessSpec, augment: str, seed: int) -> None:
+        self.items = items
+        self.spec = spec
+        self.seed = seed
+        self.augment = _augmentation(augment, spec)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, index = key
+        item = self.items[index]
+        if self.augment is None:
+            pixels = preprocess(item.path, self.spec)
+        else:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_seed_of(self.seed, epoch, index))
+                image: Image.Image = self.augment(decode(item.path, self.spec))
+            pixels = np.asarray(image, dtype=np.uint8).reshape(self.spec.input_shape)
+        return torch.from_numpy(np.array(pixels)), torch.tensor(item.label)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class _EvaluationPictures(Dataset[Batch]):
+    """Exactly what a device feeds the network."""
+
+    def __init__(self, items: Sequence[Item], spec: PreprocessSpec) -> None:
+        self.items = items
+        self.spec = spec
+
+    def __getitem__(self, index: int) -> Batch:
+        item = self.items[index]
+        return torch.from_numpy(preprocess(item.path, self.spec)), torch.tensor(item.label)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def training_loader(
+    items: Sequence[Item], spec: PreprocessSpec, *, augment: str, batch_size: int, seed: int, workers: int
+) -> DataLoader[Batch]:
+    """Returns batches of (uint8 (N, H, W, C), int64 (N,)), newly ordered and augmented each epoch."""
+    pictures: Dataset[Batch] = _TrainingPictures(items, spec, augment, seed)
+    return shuffled_loader(pictures, len(items), batch_size=batch_size, seed=seed, workers=workers)
+
+
+def shuffled_loader(
+    data: Dataset[Any], count: int, *, batch_size: int, seed: int, workers: int = 0
+) -> DataLoader[Any]:
+    """Returns batches in the order of an `EpochSampler`; a last batch of one is left out (BatchNorm)."""
+    return DataLoader(
+        data,
+        batch_size=batch_size,
+        sampler=EpochSampler(count, seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        drop_last=count > batch_size and count % batch_size == 1,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def evaluation_loader(
+    items: Sequence[Item], spec: PreprocessSpec, *, batch_size: int, workers: int
+) -> DataLoader[Batch]:
+    """Returns batches of (uint8 (N, H, W, C), int64 (N,)) in the items' order."""
+    return DataLoader(
+        _EvaluationPictures(items, spec),
+        batch_size=batch_size,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _seed_of(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _augmentation(name: str, spec: PreprocessSpec) -> Any:
+    """Returns Pillow -> Pillow at network size, or None."""
+    if name == "none":
+        return None
+    strong = name == "standard"
+    jitter = 0.25 if strong else 0.15
+    steps: list[Any] = [
+        v2.RandomResizedCrop(
+            list(spec.size),
+            scale=(0.35, 1.0) if strong else (0.7, 1.0),
+            ratio=(3 / 4, 4 / 3) if strong else (0.9, 1.1),
+            interpolation=InterpolationMode(spec.interpolation),
+        )
+    ]
+    if strong:
+        steps.append(v2.RandomHorizontalFlip())
+    steps.append(v2.ColorJitter(jitter, jitter, jitter if spec.color == "RGB" else 0.0))
+    return v2.Compose(steps)

@@ -1,0 +1,150 @@
+"""A run's folder: what is written while it trains, and what makes it complete."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from edgetl.artifacts import Checkpoint, sha256_of, write_json, write_text
+from edgetl.backbones import load_network
+from edgetl.errors import CheckpointError, InputError
+from edgetl.finetune.config import FinetuneConfig
+from edgetl.spec import ModelSpec
+
+__all__ = ["RunFolder", "open_run"]
+
+Rows = list[dict[str, float | int | str]]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run.
+
+    ``metrics.json`` is written last: a folder that has it is complete.
+    """
+
+    root: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained network."""
+        return self.root / "checkpoint.safetensors"
+
+    @property
+    def source(self) -> Path:
+        """The pretrained network with its own head."""
+        return self.root / "source.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """What training is resumed from."""
+        return self.root / "last.ckpt"
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The figures, written last."""
+        return self.root / "metrics.json"
+
+    def begin(self, config: FinetuneConfig, data: str, digest: str, *, resume: bool, force: bool) -> None:
+        """Makes the folder, or checks that an interrupted run in it goes on with the same settings.
+
+        Raises:
+            InputError: The folder is in the way.
+            CheckpointError: There is nothing to resume, or settings or pictures differ.
+        """
+        if resume:
+            self._check_same(config, digest)
+            return
+        if self.root.exists() and any(self.root.iterdir()) and not force:
+            hint = "choose another --out or give --force"
+            if self.config.exists() and not self.metrics.exists():
+                hint = "it is an interrupted run: give --resume to go on, or --force to begin anew"
+            raise InputError(f"{self.root}: exists already; {hint}")
+        if self.root.exists():
+            shutil.rmtree(self.root)
+        settings = {"data": data, "dataset_digest": digest, **config.to_dict()}
+        write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
+
+    def _check_same(self, config: FinetuneConfig, digest: str) -> None:
+        if self.metrics.exists():
+            raise CheckpointError(f"{self.root}: this run is complete, there is nothing to resume; use it, or --force")
+        saved, _, saved_digest = read_config(self.config)
+        if saved_digest != digest:
+            raise CheckpointError(f"{self.root}: the pictures have changed since this run began; start a new one")
+        ours, theirs = config.to_dict(), saved.to_dict()
+        different = [name for name in ours if ours[name] != theirs[name]]
+        if different:
+            name = different[0]
+            raise CheckpointError(
+                f"{self.root}: was begun with {name}={theirs[name]!r}, now {name}={ours[name]!r}; "
+                "resume with the same settings or start a new run"
+            )
+
+    def write_history(self, rows: Rows) -> None:
+        """Writes ``history.csv``: one row an epoch."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.root / "history.csv", text.getvalue())
+
+    def write_spec(self, spec: ModelSpec) -> None:
+        """Writes ``spec.json``."""
+        write_json(self.root / "spec.json", spec.to_dict())
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Writes ``metrics.json``; from here on the run is complete."""
+        write_json(self.metrics, metrics)
+
+
+def read_config(path: Path) -> tuple[FinetuneConfig, str, str]:
+    """Returns settings, data source and dataset digest of a run.
+
+    Raises:
+        CheckpointError: The file is absent or damaged.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data, digest = fields.pop("data"), fields.pop("dataset_digest")
+        return FinetuneConfig.from_dict(fields, str(path)), str(data), str(digest)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; {path.parent} is not a run of edgetl finetune") from None
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, InputError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]})") from None
+
+
+def open_run(root: Path) -> tuple[Checkpoint, str]:
+    """Opens a complete run.
+
+    Returns:
+        Its checkpoint, and the data source it was trained on.
+
+    Raises:
+        CheckpointError: The folder is not a run, or not complete, or damaged.
+    """
+    folder = RunFolder(root)
+    _, data, digest = read_config(folder.config)
+    if not folder.metrics.exists():
+        raise CheckpointError(f"{root}: this run is not complete; go on with edgetl finetune ... --out {root} --resume")
+    sha256 = sha256_of(folder.checkpoint)
+    try:
+        recorded = json.loads(folder.metrics.read_text(encoding="utf-8"))["checkpoint_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder.metrics}: is damaged; train again") from None
+    if recorded != sha256:
+        raise CheckpointError(f"{folder.checkpoint}: is not the file this run wrote (sha256 differs); train again")
+    _, spec = load_network(folder.checkpoint)
+    return Checkpoint(root, folder.checkpoint, spec, sha256, digest), data

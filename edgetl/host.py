@@ -1,0 +1,117 @@
+"""Facts about this machine that a measurement depends on. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+__all__ = ["arch", "cpu_flags", "cpu_name", "facts", "gpu_names", "is_jetson", "versions"]
+
+_PACKAGES = (
+    "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch", "torchvision",
+    "lightning", "timm", "onnx",
+)  # fmt: skip
+
+
+def arch() -> str:
+    """Returns the form of INT8 graph this processor wants: ``x86`` or ``arm``."""
+    return "arm" if platform.machine().lower() in ("aarch64", "arm64", "armv7l") else "x86"
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\x00\n ").splitlines()[0]
+    except (OSError, IndexError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def cpu_name() -> str:
+    """Returns the processor's name as the system tells it."""
+    info = _cpuinfo()
+    return info.get("model name") or info.get("Hardware") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """Returns the processor's feature flags (``avx512_vnni``, ``asimddp``, ...), empty where unknown."""
+    info = _cpuinfo()
+    return frozenset((info.get("flags") or info.get("Features") or "").split())
+
+
+def is_jetson() -> bool:
+    """Tells whether this is an NVIDIA Jetson (by its L4T release file)."""
+    return Path("/etc/nv_tegra_release").exists()
+
+
+@lru_cache(maxsize=1)
+def gpu_names() -> tuple[str, ...]:
+    """Returns the names of NVIDIA GPUs that the driver's own tool lists, or none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    try:
+        done = subprocess.run(
+            [tool, "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip()) if done.returncode == 0 else ()
+
+
+def versions() -> dict[str, str]:
+    """Returns the installed versions of the packages that change results or timings."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def facts() -> dict[str, Any]:
+    """Returns a JSON object that describes this machine and its state right now.
+
+    Keys: ``cpu, cores, arch, int8_dot, memory_bytes, governor, load_1m, gpus, board, system, versions``;
+    ``null`` where this machine does not tell.
+    """
+    flags = cpu_flags()
+    return {
+        "cpu": cpu_name(),
+        "cores": _usable_cores(),
+        "arch": arch(),
+        "int8_dot": bool(flags & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}),
+        "memory_bytes": _memory_bytes(),
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "gpus": list(gpu_names()),
+        "board": _first_line("/proc/device-tree/model"),
+        "system": platform.platform(),
+        "versions": versions(),
+    }

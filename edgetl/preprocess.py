@@ -1,0 +1,191 @@
+"""The only code that turns a picture into the network's input: uint8, HWC, at network size.
+
+Training's validation, calibration, benchmark and the device all call `preprocess`, so there is no
+second implementation to disagree with. It needs Pillow and numpy.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from edgetl.errors import PictureError
+from edgetl.spec import PreprocessSpec
+
+__all__ = ["MAX_PIXELS", "Picture", "decode", "preprocess"]
+
+Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
+
+# Pillow's own threshold for a possible decompression bomb, taken here as a firm limit.
+MAX_PIXELS = 89_478_485
+
+_GREY = 114
+_RESAMPLE = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def preprocess(picture: Picture, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Turns one picture into the network's input.
+
+    Args:
+        picture: Path, encoded bytes, Pillow image, or uint8 array of shape (H, W), (H, W, 1),
+            (H, W, 3) in RGB order or (H, W, 4) in RGBA order.
+        spec: What the network expects.
+
+    Returns:
+        uint8 array of shape ``spec.input_shape``, contiguous, values 0-255.
+
+    Raises:
+        PictureError: The picture cannot be read, is too large, or has an unusable shape or dtype.
+    """
+    image = decode(picture, spec)
+    if image.size != (spec.size[1], spec.size[0]) or spec.mode == "shortest":
+        image = _fit(image, spec)
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).reshape(spec.input_shape))
+
+
+def decode(picture: Picture, spec: PreprocessSpec) -> Image.Image:
+    """Decodes, orients and converts a picture; its size stays.
+
+    16-bit pictures keep their upper 8 bits, transparency is laid over white, animations give their
+    first frame.
+
+    Raises:
+        PictureError: As for `preprocess`.
+    """
+    if isinstance(picture, Image.Image):
+        return _converted(picture, spec)
+    if isinstance(picture, np.ndarray):
+        return _converted(_image_from_array(picture), spec)
+    name = "picture bytes" if isinstance(picture, bytes) else str(picture)
+    source = io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)
+    if isinstance(picture, bytes) and not picture:
+        raise PictureError(f"{name}: empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(source) as image:
+                _check_pixels(image, name)
+                if spec.decode == "reduced":
+                    _reduce_jpeg(image, spec)
+                return _converted(image, spec)
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise PictureError(f"{name}: more than {MAX_PIXELS / 1e6:.0f} megapixels; reduce it first") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{name}: is not a picture that can be read (or is empty)") from None
+    except FileNotFoundError:
+        raise PictureError(f"{name}: no such file") from None
+    # Pillow's decoders raise almost anything on damaged data.
+    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, OverflowError) as error:
+        raise PictureError(f"{name}: cannot be decoded ({_one_line(error)})") from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise PictureError(
+            f"{name}: {pixels / 1e6:.0f} megapixels, more than {MAX_PIXELS / 1e6:.0f}; reduce it first"
+        )
+
+
+def _reduce_jpeg(image: Image.Image, spec: PreprocessSpec) -> None:
+    """Lets libjpeg scale by 1/2, 1/4 or 1/8 down to no less than twice the size needed.
+
+    Down to the size itself 4 % of decisions flipped, down to twice the size 0.7 %, measured on 300
+    pictures with a short side of 1024.
+    """
+    need = 2 * (spec.resize_to or max(spec.size))
+    image.draft(None, (need, need))
+
+
+def _image_from_array(array: NDArray[np.uint8]) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise PictureError(
+            f"array has dtype {array.dtype}: a picture is uint8 with values 0-255; convert it first"
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
+        raise PictureError(f"array has shape {array.shape}: a picture is (H, W), (H, W, 3) or (H, W, 4)")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise PictureError(f"array has shape {array.shape}: more than {MAX_PIXELS / 1e6:.0f} megapixels")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _converted(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    if spec.exif:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == spec.color and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.new("RGBA", layer.size, "white")
+        image.alpha_composite(layer)
+    return image.convert(spec.color)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scales 16-bit (and Pillow's 32-bit "I", which PNG's 16 bits become) and float pictures to 8 bits."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        finite = np.nan_to_num(values.astype(np.float64))
+        span = 1.0 if finite.size and finite.max() <= 1.0 else 255.0
+        return Image.fromarray(np.clip(finite / span * 255.0, 0, 255).astype(np.uint8))
+    return Image.fromarray((np.clip(values.astype(np.int64), 0, 65535) >> 8).astype(np.uint8))
+
+
+def _fit(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    height, width = spec.size
+    if spec.mode == "squash":
+        return _resized(image, (width, height), spec)
+    if spec.mode == "letterbox":
+        ratio = min(width / image.width, height / image.height)
+        inner = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+        canvas = Image.new(spec.color, (width, height), (_GREY,) * spec.channels if spec.channels > 1 else _GREY)
+        canvas.paste(_resized(image, inner, spec), ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        return canvas
+    return _center_crop(_resized(image, _shortest(image, spec), spec), width, height)
+
+
+def _shortest(image: Image.Image, spec: PreprocessSpec) -> tuple[int, int]:
+    """Size with the short side at ``resize_to``; the long side is truncated, as torchvision does."""
+    side = spec.resize_to or max(spec.size)
+    short, long = sorted((image.width, image.height))
+    scaled = int(side * long / short)
+    if scaled > 64 * side:
+        raise PictureError(f"picture of {image.width} x {image.height} pixels: too narrow to be classified")
+    return (side, scaled) if image.width <= image.height else (scaled, side)
+
+
+def _resized(image: Image.Image, size: tuple[int, int], spec: PreprocessSpec) -> Image.Image:
+    if image.size == size:
+        return image
+    if spec.antialias:
+        return image.resize(size, _RESAMPLE[spec.interpolation])
+    # Affine transforms sample the source as it is; pixel centres are at half coordinates in both.
+    matrix = (image.width / size[0], 0.0, 0.0, 0.0, image.height / size[1], 0.0)
+    return image.transform(size, Image.Transform.AFFINE, matrix, _RESAMPLE[spec.interpolation])
+
+
+def _center_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,2 @@
+__all__=["Classifier","Prediction","load"]
+Classifier=Prediction=load=None
