@@ -20,7 +20,7 @@ from edgetl.dataset import Item
 from edgetl.preprocess import decode, preprocess
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["EpochSampler", "evaluation_loader", "training_loader"]
+__all__ = ["EpochSampler", "FeatureRows", "evaluation_loader", "shuffled_loader", "training_loader"]
 
 Batch = tuple[Tensor, Tensor]
 
@@ -85,6 +85,21 @@ class _EvaluationPictures(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+class FeatureRows(Dataset[Batch]):
+    """Precomputed features (N, D) and labels (N,); taken by index, or by an `EpochSampler`'s key."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.features = features
+        self.labels = labels
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Batch:
+        index = key[1] if isinstance(key, tuple) else key
+        return self.features[index], self.labels[index]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
 
 def training_loader(

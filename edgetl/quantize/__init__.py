@@ -1,0 +1,15 @@
+"""INT8 by calibration: ranges are observed once, and written as explicit Q/DQ for each target."""
+
+from edgetl.quantize.graph import Graph, load_onnx, save_onnx
+from edgetl.quantize.stage import Calibration, QuantizeConfig, calibrate, write_fp16, write_int8
+
+__all__ = [
+    "Calibration",
+    "Graph",
+    "QuantizeConfig",
+    "calibrate",
+    "load_onnx",
+    "save_onnx",
+    "write_fp16",
+    "write_int8",
+]

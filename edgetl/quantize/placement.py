@@ -1,0 +1,151 @@
+"""Where a target's rules put quantizers in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import onnx
+
+from edgetl.quantize.graph import Graph
+from edgetl.quantize.targets import Target
+
+__all__ = ["Placement", "place", "weight_axis"]
+
+_ACTIVATIONS = frozenset({"Relu", "Clip"})
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Decisions for one graph and one target.
+
+    Attributes:
+        edges: (node name, input index) that take a quantized activation, in execution order.
+        weights: (node name, input index) of constant inputs to quantize for each output channel.
+        results: Tensors that are quantized for every taker, because integer kernels make them.
+        spared: Weighted nodes left in float, with the reason.
+    """
+
+    edges: tuple[tuple[str, int], ...]
+    weights: tuple[tuple[str, int], ...]
+    results: tuple[str, ...]
+    spared: tuple[tuple[str, str], ...]
+
+    def tensors(self, graph: Graph) -> set[str]:
+        """Returns the activations whose range must be known."""
+        nodes = {node.name: node for node in graph.nodes}
+        return {nodes[name].input[index] for name, index in self.edges} | set(self.results)
+
+
+def place(graph: Graph, target: Target, keep_float: Sequence[str] = ()) -> Placement:
+    """Applies a target's rules.
+
+    Args:
+        graph: FP32, every node named.
+        target: Rules.
+        keep_float: Patterns (``*`` and ``?``) of nodes, weights or tensors to leave in float.
+    """
+    edges: list[tuple[str, int]] = []
+    weights: list[tuple[str, int]] = []
+    results: list[str] = []
+    spared: list[tuple[str, str]] = []
+    for node in graph.nodes:
+        if node.op_type in target.weighted and _has_weight(graph, node):
+            reason = _spare(graph, node, target, keep_float)
+            if reason:
+                spared.append((node.name, reason))
+                continue
+            edges.append((node.name, 0))
+            weights.append((node.name, 1))
+            if target.outputs:
+                results.append(_behind_activation(graph, node.output[0]))
+        elif node.op_type == "Add" and target.residual_only:
+            edges += [(node.name, index) for index in _residual_inputs(graph, node, target)]
+    if target.carried:
+        carried_edges, carried_results = _carry(graph, target, set(results))
+        edges += carried_edges
+        results += carried_results
+    return Placement(tuple(edges), tuple(weights), tuple(dict.fromkeys(results)), tuple(spared))
+
+
+def weight_axis(node: onnx.NodeProto) -> int:
+    """Returns the axis of a weight that runs over output channels."""
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return 1 if node.op_type == "MatMul" else 0
+
+
+def _has_weight(graph: Graph, node: onnx.NodeProto) -> bool:
+    return (
+        len(node.input) > 1
+        and graph.is_constant(node.input[1])
+        and graph.is_float(node.input[1])
+        and not graph.is_constant(node.input[0])
+        and len(graph.shape(node.input[1]) or ()) >= 2
+    )
+
+
+def _spare(graph: Graph, node: onnx.NodeProto, target: Target, keep_float: Sequence[str]) -> str:
+    names = (node.name, *node.input, *node.output)
+    if any(fnmatchcase(name, pattern) for name in names for pattern in keep_float):
+        return "kept by request"
+    if _leads_to_output(graph, node.output[0]):
+        return "last layer"
+    shape = graph.shape(node.input[0])
+    if target.skip_one_by_one and node.op_type == "Conv" and shape is not None and shape[2:] == (1, 1):
+        return "1 x 1 map"
+    if node.op_type == "ConvTranspose" and _group(node) > 1:
+        return "grouped transposed convolution"
+    return ""
+
+
+def _group(node: onnx.NodeProto) -> int:
+    return next((a.i for a in node.attribute if a.name == "group"), 1)
+
+
+def _leads_to_output(graph: Graph, name: str) -> bool:
+    """Tells whether a tensor is the logits, perhaps behind a reshape or the addition of a bias."""
+    while name not in graph.outputs:
+        node = graph.only_consumer(name)
+        if node is None or node.op_type not in ("Flatten", "Reshape", "Squeeze", "Add", "Identity"):
+            return False
+        name = node.output[0]
+    return True
+
+
+def _behind_activation(graph: Graph, name: str) -> str:
+    """Returns the tensor behind a ReLU or Clip that fuses into the layer, or the layer's own output."""
+    node = graph.only_consumer(name)
+    return node.output[0] if node is not None and node.op_type in _ACTIVATIONS else name
+
+
+def _residual_inputs(graph: Graph, node: onnx.NodeProto, target: Target) -> list[int]:
+    """Returns the skip input of a residual addition: of two, the one with the shorter way from the input."""
+    moving = [i for i, name in enumerate(node.input) if not graph.is_constant(name)]
+    if len(moving) != 2 or any(len(graph.shape(name) or ()) != 4 for name in node.input):
+        return []
+    producers = [graph.producer.get(name) for name in node.input]
+    if not any(p is not None and p.op_type in target.weighted for p in producers):
+        return []
+    depths = [graph.depth[name] for name in node.input]
+    return [0 if depths[0] < depths[1] else 1]
+
+
+def _carry(graph: Graph, target: Target, quantized: set[str]) -> tuple[list[tuple[str, int]], list[str]]:
+    """Spreads quantization through ops that have integer kernels and stand between quantized tensors."""
+    edges: list[tuple[str, int]] = []
+    results: list[str] = []
+    known = set(quantized)
+    for node in graph.nodes:
+        if node.op_type not in target.carried or any(graph.is_constant(name) for name in node.input):
+            continue
+        if not all(name in known for name in node.input) or not graph.is_float(node.output[0]):
+            continue
+        edges += [(node.name, index) for index in range(len(node.input))]
+        result = _behind_activation(graph, node.output[0])
+        results.append(result)
+        known.add(result)
+    return edges, results

@@ -1,0 +1,110 @@
+"""Sessions of ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.errors import EngineError, require
+from edgetl.spec import ModelSpec
+
+__all__ = ["MAX_BATCH", "OrtSession"]
+
+MAX_BATCH = 256
+
+
+class OrtSession:
+    """A graph in ONNX Runtime's CPU engine. Thread-safe: ONNX Runtime's ``run`` is.
+
+    Args:
+        model: Path, or the file's bytes.
+        spec: What the graph expects and answers.
+        threads: Threads for one call; 0 lets ONNX Runtime decide.
+        spin: Whether idle threads burn their core to react faster. Off, or sessions in one process fight.
+        fake_quant: Computes Q/DQ pairs as they stand instead of fusing them into integer kernels: what
+            TensorRT's numbers look like, at the price of speed.
+
+    Raises:
+        EngineError: ONNX Runtime refuses the graph; its own words are quoted.
+        MissingExtraError: onnxruntime is not installed.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        spec: ModelSpec,
+        *,
+        threads: int = 0,
+        spin: bool = False,
+        fake_quant: bool = False,
+    ) -> None:
+        ort = require("onnxruntime", "cpu")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+        if fake_quant:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        name = "graph" if isinstance(model, bytes) else str(model)
+        try:
+            self._session: Any = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises its own classes, unrelated to each other
+            raise EngineError(f"{name}: ONNX Runtime refuses it ({_first_line(error)})") from None
+        self.spec = spec
+        self.max_batch = MAX_BATCH
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._check(name)
+
+    def _check(self, name: str) -> None:
+        inputs = self._session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
+            shown = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
+            raise EngineError(f"{name}: must take one tensor(uint8) of (N, H, W, C), it takes {shown}")
+        self._input = inputs[0].name
+        if "logits" not in self._outputs:
+            raise EngineError(f'{name}: must have an output "logits", it has {", ".join(self._outputs)}')
+
+    def infer(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Runs uint8 (N, H, W, C) with 1 to ``max_batch`` pictures.
+
+        Raises:
+            EngineError: The session is closed, or the input does not fit.
+        """
+        session = self._session
+        if session is None:
+            raise EngineError("this session is closed; load the bundle again")
+        if batch.dtype != np.uint8 or batch.shape[1:] != self.spec.preprocess.input_shape:
+            raise EngineError(
+                f"input is {batch.dtype} {batch.shape}, this model takes uint8 (N, {', '.join(map(str, self.spec.preprocess.input_shape))})"
+            )
+        if not 1 <= len(batch) <= self.max_batch:
+            raise EngineError(f"batch of {len(batch)} pictures: it must be 1 to {self.max_batch}")
+        try:
+            values = session.run(self._outputs, {self._input: batch})
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed ({_first_line(error)})") from None
+        return dict(zip(self._outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Releases the graph."""
+        self._session = None
+
+    def __enter__(self) -> OrtSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
