@@ -6,12 +6,31 @@ A device app needs this module alone::
     with edgetl.load("parts.edgetl") as classify:
         print(classify("bolt.jpg").label)
 
-Importing it, and loading a bundle, never imports torch.
+Importing it, and loading a bundle, never imports torch. What it offers is imported when first used, so that
+``edgetl --help`` does not wait for numpy.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from edgetl.errors import EdgetlError
-from edgetl.runtime import Classifier, Prediction, load
+
+if TYPE_CHECKING:
+    from edgetl.runtime import Classifier, Prediction, load
 
 __all__ = ["Classifier", "EdgetlError", "Prediction", "__version__", "load"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Classifier", "Prediction", "load"):
+        from edgetl import runtime
+
+        return getattr(runtime, name)
+    raise AttributeError(f"module 'edgetl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

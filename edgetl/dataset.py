@@ -29,9 +29,10 @@ from edgetl.errors import DatasetError, PictureError, require
 from edgetl.preprocess import MAX_PIXELS, decode
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["Audit", "Dataset", "Item", "calibration_sample", "open_dataset", "write_digits"]
+__all__ = ["Audit", "Dataset", "Item", "Source", "calibration_sample", "open_dataset", "write_digits"]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+BUILT_IN = ("digits",)
 SPLITS = ("train", "val", "test")
 VAL_FRACTION = 0.2
 MAX_BAD_FRACTION = 0.05
@@ -80,6 +81,21 @@ class Audit:
 
 
 @dataclass(frozen=True)
+class Source:
+    """How a data set was opened, so that it can be opened the same way again.
+
+    Attributes:
+        name: Absolute path, or the name of a built-in.
+        val_fraction: Share of pictures for ``val`` where the source has no split.
+        allow_leakage: Whether one picture may be in two splits.
+    """
+
+    name: str
+    val_fraction: float = VAL_FRACTION
+    allow_leakage: bool = False
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Pictures in a fixed order.
 
@@ -89,6 +105,7 @@ class Dataset:
         items: Sorted by split, class and content, whatever the file system's order.
         digest: SHA-256 over content, label and split of every item, and the classes.
         audit: What was found on the way.
+        source: How it was opened.
     """
 
     root: str
@@ -96,6 +113,7 @@ class Dataset:
     items: tuple[Item, ...]
     digest: str
     audit: Audit = field(compare=False)
+    source: Source = field(compare=False)
 
     def split(self, name: str) -> tuple[Item, ...]:
         """Returns the items of one split, in order."""
@@ -153,7 +171,9 @@ def open_dataset(
     notes += _check_classes(name, classes, items)
     notes += _check_duplicates(items, allow_leakage=allow_leakage)
     audit = Audit(len(found), bad, tuple(notes))
-    return Dataset(name, classes, tuple(items), _digest(classes, items), audit)
+    absolute = name if name in BUILT_IN else str(Path(name).resolve())
+    opened = Source(absolute, val_fraction, allow_leakage)
+    return Dataset(name, classes, tuple(items), _digest(classes, items), audit, opened)
 
 
 def calibration_sample(items: Sequence[Item], count: int) -> tuple[Item, ...]:
@@ -332,7 +352,8 @@ def _remark(data: bytes) -> str:
 
 def _items(kept: Iterable[tuple[_Found, _Look]], classes: Sequence[str], val_fraction: float) -> list[Item]:
     index = {name: i for i, name in enumerate(classes)}
-    given, free = [], defaultdict(list)
+    given: list[Item] = []
+    free: dict[int, list[Item]] = defaultdict(list)
     for found, look in kept:
         item = Item(found.path, index[found.label], found.split or "", look.sha256)
         (given if found.split else free[item.label]).append(item)
@@ -370,9 +391,7 @@ def _check_classes(source: str, classes: Sequence[str], items: Sequence[Item]) -
     if not val:
         raise DatasetError(f"{source}: no class has 2 or more pictures, so nothing is left for validation; add some")
     notes = [
-        (name, "one training picture: expect little of this class")
-        for i, name in enumerate(classes)
-        if train[i] == 1
+        (name, "one training picture: expect little of this class") for i, name in enumerate(classes) if train[i] == 1
     ]
     return notes + [(name, "no validation picture: not judged") for i, name in enumerate(classes) if val[i] == 0]
 

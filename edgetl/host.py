@@ -75,13 +75,15 @@ def gpu_names() -> tuple[str, ...]:
 
 def versions() -> dict[str, str]:
     """Returns the installed versions of the packages that change results or timings."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {name: _version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **{name: v for name, v in installed.items() if v is not None}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _memory_bytes() -> int | None:

@@ -99,9 +99,7 @@ def _one_line(error: BaseException) -> str:
 def _check_pixels(image: Image.Image, name: str) -> None:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
-        raise PictureError(
-            f"{name}: {pixels / 1e6:.0f} megapixels, more than {MAX_PIXELS / 1e6:.0f}; reduce it first"
-        )
+        raise PictureError(f"{name}: {pixels / 1e6:.0f} megapixels, more than {MAX_PIXELS / 1e6:.0f}; reduce it first")
 
 
 def _reduce_jpeg(image: Image.Image, spec: PreprocessSpec) -> None:
@@ -116,9 +114,7 @@ def _reduce_jpeg(image: Image.Image, spec: PreprocessSpec) -> None:
 
 def _image_from_array(array: NDArray[np.uint8]) -> Image.Image:
     if array.dtype != np.uint8:
-        raise PictureError(
-            f"array has dtype {array.dtype}: a picture is uint8 with values 0-255; convert it first"
-        )
+        raise PictureError(f"array has dtype {array.dtype}: a picture is uint8 with values 0-255; convert it first")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:

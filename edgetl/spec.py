@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from edgetl.errors import SpecError
 
-__all__ = ["ModelSpec", "PreprocessSpec"]
+__all__ = ["Interpolation", "ModelSpec", "PreprocessSpec"]
 
 Mode = Literal["shortest", "squash", "letterbox"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]

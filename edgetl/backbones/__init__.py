@@ -4,10 +4,17 @@ Names: torchvision's classifiers (``mobilenet_v2``), ``timm/NAME``, the built-in
 ``package.module:function``.
 """
 
-from edgetl.backbones.network import Head, Network, OriginalNetwork, blocks, check_head
+from edgetl.backbones.network import Head, Network, OriginalNetwork, blocks, check_head, unfriendly
 from edgetl.backbones.pretrained import Pretrained, load_network, load_pretrained, new_network, save_network
 from edgetl.backbones.weights import Match, WeightsReport, map_weights, read_weights
-from edgetl.backbones.zoo import backbone_names, feature_extractor, feature_shape, full_model, skeleton
+from edgetl.backbones.zoo import (
+    backbone_names,
+    default_preprocess,
+    feature_extractor,
+    feature_shape,
+    full_model,
+    skeleton,
+)
 
 __all__ = [
     "Head",
@@ -19,6 +26,7 @@ __all__ = [
     "backbone_names",
     "blocks",
     "check_head",
+    "default_preprocess",
     "feature_extractor",
     "feature_shape",
     "full_model",
@@ -29,4 +37,5 @@ __all__ = [
     "read_weights",
     "save_network",
     "skeleton",
+    "unfriendly",
 ]

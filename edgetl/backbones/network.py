@@ -10,7 +10,17 @@ from torch import Tensor, nn
 from edgetl.errors import BackboneError, InputError
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["Block", "Head", "Network", "Normalize", "OriginalNetwork", "blocks", "check_head", "last_linear"]
+__all__ = [
+    "Block",
+    "Head",
+    "Network",
+    "Normalize",
+    "OriginalNetwork",
+    "blocks",
+    "check_head",
+    "last_linear",
+    "unfriendly",
+]
 
 
 class Normalize(nn.Module):
@@ -188,3 +198,17 @@ def _units(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
         else:
             units.append((path, child))
     return units
+
+
+def unfriendly(module: nn.Module) -> list[str]:
+    """Names what makes a backbone hard to quantize: squeeze-excite and activations that INT8 kernels do not fuse."""
+    kinds = [type(child).__name__ for child in module.modules()]
+    excite = sum("squeezeexc" in kind.lower() or kind in ("SEModule", "EffectiveSEModule") for kind in kinds)
+    smooth = sum(kind.lower().replace("_", "") in ("hardswish", "silu", "swish", "gelu", "gelutanh") for kind in kinds)
+    advice = "INT8 will be slower or less accurate than with a plain ReLU network"
+    found = []
+    if excite:
+        found.append(f"{excite} squeeze-excite blocks stay in float between INT8 layers: {advice}")
+    if smooth:
+        found.append(f"{smooth} hard-swish, SiLU or GELU activations do not fuse into INT8 convolutions: {advice}")
+    return found

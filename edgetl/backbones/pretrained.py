@@ -11,7 +11,6 @@ from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor, nn
-from torchvision import models as tv
 
 from edgetl.artifacts import write_bytes
 from edgetl.backbones.network import Head, Network, OriginalNetwork, check_head, last_linear
@@ -20,6 +19,7 @@ from edgetl.backbones.zoo import (
     SMALL_CNN,
     default_labels,
     default_preprocess,
+    default_weights,
     feature_extractor,
     feature_shape,
     full_model,
@@ -132,7 +132,9 @@ def _rebuild(spec: ModelSpec) -> nn.Module:
         return OriginalNetwork(spec.preprocess, full_model(spec.backbone, len(spec.labels)))
     check_head(spec.head)
     backbone = feature_extractor(full_model(spec.backbone))
-    return Network(spec.preprocess, backbone, Head(spec.head, feature_shape(backbone, spec.preprocess), len(spec.labels)))
+    return Network(
+        spec.preprocess, backbone, Head(spec.head, feature_shape(backbone, spec.preprocess), len(spec.labels))
+    )
 
 
 def _override(preprocess: PreprocessSpec, overrides: dict[str, Any]) -> PreprocessSpec:
@@ -156,8 +158,7 @@ def _default_model(name: str) -> nn.Module:
             model: nn.Module = timm.create_model(name.removeprefix("timm/"), pretrained=True)
             return model
         full = full_model(name)
-        enum = tv.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
-        state = enum.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        state = default_weights(name).get_state_dict(progress=False, check_hash=True, weights_only=True)
     except EdgetlError:
         raise
     except Exception as error:  # URLError, HfHub errors, timeouts: whatever the client of the day raises
@@ -208,8 +209,8 @@ def _from_own_file(name: str, path: Path, overrides: dict[str, Any]) -> Pretrain
         restored = copy.deepcopy(source)
         head, _ = last_linear(full)
         parent, _, leaf = head.rpartition(".")
-        full = restored.body  # type: ignore[union-attr, assignment]
-        setattr(full.get_submodule(parent), leaf, restored.classifier)  # type: ignore[union-attr]
+        full = restored.body  # type: ignore[assignment]
+        setattr(full.get_submodule(parent), leaf, restored.classifier)
         backbone = feature_extractor(full)
         kept = [f"body.{n}" for n in backbone.state_dict()]
     matched = tuple(Match(n, n, "name") for n in kept)

@@ -129,12 +129,9 @@ def _counts(name: str) -> bool:
 
 
 def _by_order(target: dict[str, Tensor], source: dict[str, Tensor]) -> list[Match]:
-    """Aligns the two sequences of (last part of the name, shape) and takes the runs they share."""
+    """Aligns the two sequences of shapes and takes the runs they share."""
     names, sources = list(target), list(source)
     a = [tuple(target[n].shape) for n in names]
     b = [tuple(source[n].shape) for n in sources]
-    matches = []
-    for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks():
-        for i in range(block.size):
-            matches.append(Match(names[block.a + i], sources[block.b + i], "order"))
-    return matches
+    runs = SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
+    return [Match(names[run.a + i], sources[run.b + i], "order") for run in runs for i in range(run.size)]

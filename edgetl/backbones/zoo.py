@@ -17,12 +17,13 @@ from torchvision import models as tv
 
 from edgetl.backbones.network import last_linear
 from edgetl.errors import BackboneError, require
-from edgetl.spec import PreprocessSpec
+from edgetl.spec import Interpolation, PreprocessSpec
 
 __all__ = [
     "backbone_names",
     "default_labels",
     "default_preprocess",
+    "default_weights",
     "feature_extractor",
     "feature_shape",
     "full_model",
@@ -85,7 +86,9 @@ def _unknown(name: str) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, backbone_names(), n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "use a torchvision name, timm/NAME or package.module:function"
+    hint = (
+        f"did you mean {' or '.join(near)}?" if near else "use a torchvision name, timm/NAME or package.module:function"
+    )
     return f'backbone "{name}" is unknown: {hint}'
 
 
@@ -154,7 +157,8 @@ def feature_extractor(full: nn.Module) -> nn.Module:
         return _TimmFeatures(full)
     for kind, take in _FEATURES.items():
         if isinstance(full, kind):
-            return take(full)
+            extractor: nn.Module = take(full)
+            return extractor
     features = getattr(full, "features", None)
     if isinstance(features, nn.Module):
         return features
@@ -183,7 +187,7 @@ _FEATURES: dict[type[nn.Module], Any] = {
     tv.Inception3: _children_before_pool,
     tv.SwinTransformer: lambda m: nn.Sequential(OrderedDict(features=m.features, norm=m.norm, permute=m.permute)),
     tv.MaxVit: lambda m: nn.Sequential(OrderedDict(stem=m.stem, blocks=nn.Sequential(*m.blocks))),
-    tv.VisionTransformer: lambda m: _Headless(m),
+    tv.VisionTransformer: lambda m: _opened_encoder(m),
 }
 
 
@@ -200,6 +204,17 @@ def _as_map(features: Tensor) -> Tensor:
     return features[:, :, None, None] if features.ndim == 2 else features
 
 
+def _opened_encoder(transformer: Any) -> nn.Module:
+    _opened(transformer.encoder)
+    return _Headless(transformer)
+
+
+def _opened(module: Any) -> Any:
+    """Marks a module as a container whose children are blocks of their own."""
+    module.is_container = True
+    return module
+
+
 class _Headless(nn.Module):
     """A classifier without its last linear layer; its embedding becomes a map of 1 x 1."""
 
@@ -208,8 +223,7 @@ class _Headless(nn.Module):
         name, _ = last_linear(full)
         parent, _, leaf = name.rpartition(".")
         setattr(full.get_submodule(parent), leaf, nn.Identity())
-        self.body = full
-        full.is_container = True  # type: ignore[assignment]
+        self.body = _opened(full)
 
     def forward(self, x: Tensor) -> Tensor:
         return _as_map(self.body(x))
@@ -225,13 +239,12 @@ class _TimmFeatures(nn.Module):
             if hasattr(full, name) and _runs_after_pool(full):
                 setattr(full, name, nn.Identity())
         full.reset_classifier(0)
-        full.is_container = True
-        self.body = full
+        self.body = _opened(full)
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.body.forward_features(x)  # type: ignore[operator]
+        features = self.body.forward_features(x)
         if features.ndim == 3:
-            features = self.body.forward_head(features, pre_logits=True)  # type: ignore[operator]
+            features = self.body.forward_head(features, pre_logits=True)
         if features.ndim == 4 and features.shape[1] != self.channels and features.shape[3] == self.channels:
             features = features.permute(0, 3, 1, 2)
         return _as_map(features)
@@ -284,11 +297,17 @@ def default_preprocess(name: str, weights_file: str = "") -> PreprocessSpec:
     return _torchvision_preprocess(name, weights_file)
 
 
+def default_weights(name: str) -> Any:
+    """Returns torchvision's newest weights for a name; ViT-H's were made for another input size than its default."""
+    presets = tv.get_model_weights(name)
+    return presets.IMAGENET1K_SWAG_LINEAR_V1 if name == "vit_h_14" else presets.DEFAULT
+
+
 def _torchvision_preprocess(name: str, weights_file: str) -> PreprocessSpec:
     presets = list(tv.get_model_weights(name))
     chosen = next((w for w in presets if weights_file and w.url.endswith("/" + weights_file)), None)
-    if chosen is None:  # a file of unknown origin: the first, classic recipe; nothing given: the newest
-        chosen = presets[0] if weights_file else tv.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    if chosen is None:  # a file of unknown origin: the first, classic recipe
+        chosen = presets[0] if weights_file else default_weights(name)
     transform = chosen.transforms()
     size, resize = int(transform.crop_size[0]), int(transform.resize_size[0])
     mean, std = tuple(map(float, transform.mean)), tuple(map(float, transform.std))
@@ -305,7 +324,7 @@ def _timm_preprocess(name: str) -> PreprocessSpec:
     if config is None:
         return PreprocessSpec()
     _, height, width = config.input_size
-    interpolation = config.interpolation if config.interpolation in ("bilinear", "bicubic") else "bicubic"
+    interpolation: Interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
     resize = max(math.floor(min(height, width) / (config.crop_pct or 1.0)), height, width)
     return PreprocessSpec(
         size=(height, width),
@@ -319,7 +338,7 @@ def _timm_preprocess(name: str) -> PreprocessSpec:
 def default_labels(name: str, count: int) -> tuple[str, ...]:
     """Returns the names of a published classifier's outputs, or ``class_0`` ... where nobody tells."""
     if not name.startswith("timm/") and ":" not in name and name != SMALL_CNN:
-        names = tv.get_model_weights(name).DEFAULT.meta["categories"]  # type: ignore[attr-defined]
+        names = tv.get_model_weights(name).DEFAULT.meta["categories"]
         if len(names) == count:
             return _unique(names)
     return tuple(f"class_{i}" for i in range(count))

@@ -166,8 +166,10 @@ def _tidy(model: onnx.ModelProto, spec: ModelSpec) -> None:
 
 
 def _widen_normalization(model: onnx.ModelProto, width: int) -> None:
-    """Stores mean and std as (1, C, 1, W): onnxruntime moves the Transpose behind them, and then a (1, C, 1, 1)
-    broadcasts over an inner axis of 3; measured 1.2 ms of 4.4, against 0.11.
+    """Stores mean and std as (1, C, 1, W).
+
+    onnxruntime moves the Transpose behind them, and then a (1, C, 1, 1) broadcasts over an inner axis of 3:
+    1.2 ms of 4.4, against 0.11 for the wide form.
     """
     by_name = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node[:6]:

@@ -105,7 +105,7 @@ class FinetuneConfig:
                 raise InputError(f'{origin}: unknown setting "{name}"; known are {", ".join(sorted(known))}')
             if not _has_type(value, known[name].default, name):
                 raise InputError(f"{origin}: {name} is {value!r:.60}, that is not of the right type")
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**fields)
 
 

@@ -110,9 +110,7 @@ def training_loader(
     return shuffled_loader(pictures, len(items), batch_size=batch_size, seed=seed, workers=workers)
 
 
-def shuffled_loader(
-    data: Dataset[Any], count: int, *, batch_size: int, seed: int, workers: int = 0
-) -> DataLoader[Any]:
+def shuffled_loader(data: Dataset[Any], count: int, *, batch_size: int, seed: int, workers: int = 0) -> DataLoader[Any]:
     """Returns batches in the order of an `EpochSampler`; a last batch of one is left out (BatchNorm)."""
     return DataLoader(
         data,

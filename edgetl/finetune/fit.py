@@ -89,6 +89,7 @@ def fit(
     Raises:
         Interrupted: A signal asked to stop; ``settings.last`` is written.
     """
+    network.train()  # Lightning leaves modes as it finds them
     task = _Task(network, groups, frozen, settings, len(train), tuple(evaluate))
     keeper = _Keeper(settings, on_row, on_progress)
     with _quiet(), _stop_on_signal(keeper):
@@ -154,9 +155,7 @@ class _Task(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """Returns the loss of one batch."""
         inputs, labels = batch
-        loss = nn.functional.cross_entropy(
-            self._logits(inputs), labels, label_smoothing=self._settings.label_smoothing
-        )
+        loss = nn.functional.cross_entropy(self._logits(inputs), labels, label_smoothing=self._settings.label_smoothing)
         self.loss_sum = self.loss_sum.to(loss.device) + loss.detach() * len(labels)
         self.seen += len(labels)
         return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -14,11 +15,12 @@ import yaml
 
 from edgetl.artifacts import Checkpoint, sha256_of, write_json, write_text
 from edgetl.backbones import load_network
+from edgetl.dataset import Dataset, Source
 from edgetl.errors import CheckpointError, InputError
 from edgetl.finetune.config import FinetuneConfig
 from edgetl.spec import ModelSpec
 
-__all__ = ["RunFolder", "open_run"]
+__all__ = ["RunFolder", "open_run", "read_config", "read_settings"]
 
 Rows = list[dict[str, float | int | str]]
 
@@ -57,7 +59,7 @@ class RunFolder:
         """The figures, written last."""
         return self.root / "metrics.json"
 
-    def begin(self, config: FinetuneConfig, data: str, digest: str, *, resume: bool, force: bool) -> None:
+    def begin(self, config: FinetuneConfig, dataset: Dataset, *, resume: bool, force: bool) -> None:
         """Makes the folder, or checks that an interrupted run in it goes on with the same settings.
 
         Raises:
@@ -65,7 +67,7 @@ class RunFolder:
             CheckpointError: There is nothing to resume, or settings or pictures differ.
         """
         if resume:
-            self._check_same(config, digest)
+            self._check_same(config, dataset.digest)
             return
         if self.root.exists() and any(self.root.iterdir()) and not force:
             hint = "choose another --out or give --force"
@@ -74,7 +76,8 @@ class RunFolder:
             raise InputError(f"{self.root}: exists already; {hint}")
         if self.root.exists():
             shutil.rmtree(self.root)
-        settings = {"data": data, "dataset_digest": digest, **config.to_dict()}
+        data = {**dataclasses.asdict(dataset.source), "digest": dataset.digest}
+        settings = {"data": data, **config.to_dict()}
         write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
 
     def _check_same(self, config: FinetuneConfig, digest: str) -> None:
@@ -110,7 +113,7 @@ class RunFolder:
         write_json(self.metrics, metrics)
 
 
-def read_config(path: Path) -> tuple[FinetuneConfig, str, str]:
+def read_config(path: Path) -> tuple[FinetuneConfig, Source, str]:
     """Returns settings, data source and dataset digest of a run.
 
     Raises:
@@ -118,15 +121,33 @@ def read_config(path: Path) -> tuple[FinetuneConfig, str, str]:
     """
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        data, digest = fields.pop("data"), fields.pop("dataset_digest")
-        return FinetuneConfig.from_dict(fields, str(path)), str(data), str(digest)
+        data = fields.pop("data")
+        digest = data.pop("digest")
+        return FinetuneConfig.from_dict(fields, str(path)), Source(**data), str(digest)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; {path.parent} is not a run of edgetl finetune") from None
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, InputError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, InputError) as error:
         raise CheckpointError(f"{path}: cannot be read ({' '.join(str(error).split())[:120]})") from None
 
 
-def open_run(root: Path) -> tuple[Checkpoint, str]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the settings of a ``--config`` file; those that name a run's data are left out.
+
+    Raises:
+        InputError: The file is absent or is not YAML of names and values.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not YAML ({' '.join(str(error).split())[:120]})") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: must hold names and values, one a line, like: epochs: 10")
+    return {name: value for name, value in fields.items() if name != "data"}
+
+
+def open_run(root: Path) -> tuple[Checkpoint, Source]:
     """Opens a complete run.
 
     Returns:

@@ -76,7 +76,7 @@ def finetune(
     network, spec = new_network(pretrained, dataset.classes, head=config.head, dropout=config.dropout)
     freeze(network, config.strategy)
     folder = RunFolder(out)
-    folder.begin(config, dataset.root, dataset.digest, resume=resume, force=force)
+    folder.begin(config, dataset, resume=resume, force=force)
     try:
         _write_source(pretrained, folder)
         job = _Job(network, spec, config, train, select, dataset.split("val"), folder, reporter)

@@ -24,7 +24,9 @@ def freeze(network: Network, strategy: str) -> None:
     kind, count = parse_strategy(strategy)
     depth = blocks(network.backbone)
     if kind == "last" and count > len(depth):
-        raise InputError(f"--strategy is {strategy}: this backbone has {len(depth)} blocks; give last:{len(depth)} or full")
+        raise InputError(
+            f"--strategy is {strategy}: this backbone has {len(depth)} blocks; give last:{len(depth)} or full"
+        )
     network.requires_grad_(kind in ("full", "lp-ft"))
     network.head.requires_grad_(True)
     for block in depth[len(depth) - count :] if kind == "last" else []:

@@ -114,9 +114,7 @@ class _Converter:
         for node in self._nodes:
             node.input[:] = [inner if n == name else n for n in node.input]
             node.output[:] = [inner if n == name else n for n in node.output]
-        self._nodes.append(
-            helper.make_node("Cast", [inner], [name], name=f"cast_{name}_fp32", to=TensorProto.FLOAT)
-        )
+        self._nodes.append(helper.make_node("Cast", [inner], [name], name=f"cast_{name}_fp32", to=TensorProto.FLOAT))
 
 
 def _half_tensor(tensor: TensorProto, name: str) -> TensorProto:

@@ -53,9 +53,7 @@ def weight_parameters(weight: NDArray[np.floating], axis: int) -> tuple[NDArray[
     return np.clip(rounded, -_WEIGHT_LIMIT, _WEIGHT_LIMIT).astype(np.int8), scale
 
 
-def quantize_graph(
-    graph: Graph, placement: Placement, ranges: Mapping[str, Range], target: Target
-) -> onnx.ModelProto:
+def quantize_graph(graph: Graph, placement: Placement, ranges: Mapping[str, Range], target: Target) -> onnx.ModelProto:
     """Returns the graph with a Q/DQ pair wherever the placement says; what is not quantized stays FP32.
 
     Args:

@@ -48,7 +48,7 @@ class Target:
 
     @property
     def dtype(self) -> type[np.generic]:
-        """numpy's type of quantized activations."""
+        """Numpy's type of quantized activations."""
         return np.int8 if self.signed else np.uint8
 
 

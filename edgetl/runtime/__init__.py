@@ -1,2 +1,6 @@
-__all__=["Classifier","Prediction","load"]
-Classifier=Prediction=load=None
+"""What runs on the device: numpy, Pillow and one inference engine, never torch."""
+
+from edgetl.runtime.classifier import Classifier, Prediction, load
+from edgetl.runtime.session import Session
+
+__all__ = ["Classifier", "Prediction", "Session", "load"]

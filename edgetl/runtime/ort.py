@@ -81,9 +81,8 @@ class OrtSession:
         if session is None:
             raise EngineError("this session is closed; load the bundle again")
         if batch.dtype != np.uint8 or batch.shape[1:] != self.spec.preprocess.input_shape:
-            raise EngineError(
-                f"input is {batch.dtype} {batch.shape}, this model takes uint8 (N, {', '.join(map(str, self.spec.preprocess.input_shape))})"
-            )
+            wanted = ", ".join(map(str, self.spec.preprocess.input_shape))
+            raise EngineError(f"input is {batch.dtype} {batch.shape}, this model takes uint8 (N, {wanted})")
         if not 1 <= len(batch) <= self.max_batch:
             raise EngineError(f"batch of {len(batch)} pictures: it must be 1 to {self.max_batch}")
         try:

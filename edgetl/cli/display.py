@@ -1,0 +1,160 @@
+"""What people see: progress, tables and notes. Progress goes to standard error, results to standard output."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from edgetl.backbones import WeightsReport
+    from edgetl.bundle import Variant
+    from edgetl.dataset import Dataset
+
+__all__ = ["Display", "open_data", "percent", "points"]
+
+_SAMPLES = 3
+_NOTES = 10
+_PLAIN_EVERY_S = 15.0
+
+
+class Display:
+    """The reporter of every stage.
+
+    Args:
+        json_to_stdout: Whether standard output belongs to JSON; tables then go to standard error.
+    """
+
+    def __init__(self, *, json_to_stdout: bool = False) -> None:
+        self.console = Console(stderr=json_to_stdout, highlight=False, soft_wrap=True)
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
+
+    def __enter__(self) -> Display:
+        if self._errors.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self._errors,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        self._tasks.clear()
+
+    def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
+        """Moves a bar, or without a terminal says a line now and then."""
+        if self._progress is None:
+            self._plain(stage, done, total, text)
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, text=text)
+        self._progress.update(self._tasks[stage], completed=done, total=total, text=text)
+
+    def _plain(self, stage: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if stage not in self._told:
+            self._told[stage] = now
+        elif now - self._told[stage] > _PLAIN_EVERY_S:
+            self._told[stage] = now
+            print(f"{stage}: {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Says a line."""
+        self._errors.print(text, markup=False)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Prints a table; all columns but the first are aligned to the right."""
+        table = Table(title=title, title_justify="left", header_style="bold")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    def weights(self, report: WeightsReport) -> None:
+        """Says what a file of weights gave the network."""
+        by_order = sum(match.how == "order" for match in report.matched)
+        rows = [
+            ("matched", str(len(report.matched)), f"{by_order} of them by order and shape" if by_order else "by name"),
+            ("left in the file", str(len(report.left)), _examples(report.left)),
+            ("missing, as initialized", str(len(report.missing)), _examples(report.missing)),
+        ]
+        table = Table(title="weights", title_justify="left", header_style="bold")
+        for column in ("tensors", "count", "which"):
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self._errors.print(table)
+
+    def variants(self, variants: Sequence[Variant]) -> None:
+        """Prints what an export measured."""
+        rows = [
+            (
+                v.name,
+                f"{v.bytes / 1e6:.2f}",
+                percent(v.metrics["top1"]),
+                points(v.metrics["top1_drop"]),
+                percent(v.metrics["flip_rate"]),
+                f"{v.metrics['sqnr_db']:.1f}" if v.name != "fp32" else "",
+                _ratio(v.metrics["latency_ratio"]),
+                {True: "yes", False: "no", None: ""}[v.recommended],
+            )
+            for v in variants
+        ]
+        columns = ("variant", "MB", "top-1", "drop", "flips", "SQNR dB", "latency x fp32", "recommended")
+        self.table("variants", columns, rows)
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SAMPLES]) + (" ..." if len(names) > _SAMPLES else "")
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def percent(value: float | None) -> str:
+    """Returns a fraction as percent, or nothing where it was not measured."""
+    return "" if value is None else f"{value * 100:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """Returns a difference of fractions as points, signed."""
+    return "" if value is None else f"{value * 100:+.2f} pt"
+
+
+def open_data(display: Display, source: str, **options: Any) -> Dataset:
+    """Opens a data set with progress, and says what was found: always what was left out."""
+    from edgetl.dataset import open_dataset
+
+    dataset = open_dataset(
+        source, on_progress=lambda done, total: display.progress("looking at pictures", done, total), **options
+    )
+    counts = {split: len(dataset.split(split)) for split in ("train", "val", "test")}
+    parts = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+    display.note(f"{dataset.root}: {len(dataset.classes)} classes, {parts}")
+    for path, reason in dataset.audit.bad:
+        display.note(f"  left out: {path}: {reason}")
+    for path, note in dataset.audit.notes[:_NOTES]:
+        display.note(f"  note: {path}: {note}")
+    if len(dataset.audit.notes) > _NOTES:
+        display.note(f"  and {len(dataset.audit.notes) - _NOTES} notes more; see edgetl inspect {dataset.root}")
+    return dataset

@@ -1,0 +1,111 @@
+"""``edgetl export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetl.cli.options import PATH, RATE, emit_json, json_option
+
+__all__ = ["export"]
+
+
+@click.command(short_help="Export a run, or your own ONNX file, to a bundle with FP32, FP16 and INT8.")
+@click.argument("source", type=PATH)
+@click.option("--out", type=PATH, help="Bundle to write.  [default: models/bundles/NAME.edgetl]")
+@click.option("--int8", is_flag=True, help="Also make the INT8 forms for TensorRT, x86 and Arm.")
+@click.option("--fp16/--no-fp16", default=True, show_default=True, help="Make the FP16 form.")
+@click.option("--data", help="Pictures to calibrate and judge on.  [default: the run's own]")
+@click.option("--spec", "spec_file", type=PATH, help="spec.json that describes SOURCE, if that is an .onnx file.")
+@click.option("--calib-images", type=int, default=300, show_default=True, help="Training pictures for the calibration.")
+@click.option("--method", default="mse", show_default=True, help="Thresholds by max, percentile, mse or entropy.")
+@click.option("--max-drop", type=RATE, default="1pt", show_default=True, help="Largest loss of top-1 against FP32.")
+@click.option(
+    "--keep-fp16",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers, weights or tensors to leave in float (* and ?); repeatable.",
+)
+@click.option(
+    "--with-original", is_flag=True, help="Also write OUT.original.edgetl: the pretrained network with its own head."
+)
+@click.option("--allow-leakage", is_flag=True, help="Accept the same picture in two splits.")
+@click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@json_option
+def export(
+    source: Path,
+    out: Path | None,
+    int8: bool,
+    fp16: bool,
+    data: str | None,
+    spec_file: Path | None,
+    calib_images: int,
+    method: str,
+    max_drop: float,
+    keep_fp16: tuple[str, ...],
+    with_original: bool,
+    allow_leakage: bool,
+    force: bool,
+    json_out: str | None,
+) -> None:
+    """Export SOURCE, a run of edgetl finetune or an .onnx file with --spec and --data."""
+    from edgetl.cli.display import Display
+    from edgetl.errors import InputError
+    from edgetl.export import ExportConfig, export_original, export_run, original_name
+    from edgetl.quantize import QuantizeConfig
+
+    config = ExportConfig(int8, fp16, QuantizeConfig(method, calib_images, keep_fp16), max_drop)
+    out = out or Path("models/bundles") / f"{source.stem}.edgetl"
+    for path in [out, *([original_name(out)] if with_original else [])]:
+        if path.exists() and not force:
+            raise InputError(f"{path}: exists already; choose another --out or give --force")
+    with Display(json_to_stdout=json_out == "-") as display:
+        if source.suffix == ".onnx":
+            if with_original:
+                raise InputError("--with-original goes with a run: an .onnx file has no pretrained network beside it")
+            bundles = [_export_onnx(display, source, spec_file, data, allow_leakage, config, out, force)]
+        else:
+            dataset = _run_data(display, source, data, allow_leakage)
+            bundles = [export_run(source, dataset, config, out, reporter=display, force=force)]
+            if with_original:
+                display.note("the original, with its own head:")
+                bundles.append(
+                    export_original(source, dataset, config, original_name(out), reporter=display, force=force)
+                )
+    for bundle in bundles:
+        display.console.print(f"{bundle.root}: written, digest {bundle.digest[:12]}")
+    emit_json(json_out, [{"bundle": str(bundle.root), **bundle.manifest} for bundle in bundles])
+
+
+def _run_data(display: Any, source: Path, data: str | None, allow_leakage: bool) -> Any:
+    from edgetl.cli.display import open_data
+    from edgetl.finetune import open_run
+
+    _, own = open_run(source)
+    return open_data(
+        display, data or own.name, val_fraction=own.val_fraction, allow_leakage=allow_leakage or own.allow_leakage
+    )
+
+
+def _export_onnx(
+    display: Any,
+    source: Path,
+    spec_file: Path | None,
+    data: str | None,
+    allow_leakage: bool,
+    config: Any,
+    out: Path,
+    force: bool,
+) -> Any:
+    from edgetl.cli.display import open_data
+    from edgetl.errors import InputError
+    from edgetl.export import export_onnx_file
+    from edgetl.spec import ModelSpec
+
+    if spec_file is None or data is None:
+        raise InputError(f"{source}: an .onnx file needs --spec spec.json (what it expects) and --data (pictures)")
+    spec = ModelSpec.from_file(spec_file)
+    dataset = open_data(display, data, allow_leakage=allow_leakage)
+    return export_onnx_file(source, spec, dataset, config, out, reporter=display, force=force)

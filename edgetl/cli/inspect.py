@@ -1,0 +1,152 @@
+"""``edgetl inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetl.cli.options import emit_json, json_option
+
+__all__ = ["inspect"]
+
+
+@click.command(short_help="Describe a bundle, a run, a collection of pictures, or a backbone.")
+@click.argument("thing")
+@click.option("--blocks", is_flag=True, help="List a backbone's blocks, as last:N counts them.")
+@click.option("--layers", is_flag=True, help="List the layers of a bundle's graph that --keep-fp16 can name.")
+@json_option
+def inspect(thing: str, blocks: bool, layers: bool, json_out: str | None) -> None:
+    """Describe THING: a bundle, a run, a folder or table of pictures, or a backbone's name."""
+    from edgetl.cli.display import Display
+
+    path = Path(thing)
+    with Display(json_to_stdout=json_out == "-") as display:
+        if (path / "manifest.json").exists() or path.suffix == ".edgetl":
+            report = _bundle(display, path, layers)
+        elif (path / "config.yaml").exists():
+            report = _run(display, path)
+        elif path.exists() or thing == "digits":
+            report = _data(display, thing)
+        else:
+            report = _backbone(display, thing, blocks)
+    emit_json(json_out, report)
+
+
+def _bundle(display: Any, path: Path, layers: bool) -> dict[str, Any]:
+    from edgetl.bundle import open_bundle
+
+    bundle = open_bundle(path)
+    bundle.verify()
+    spec = bundle.spec
+    names = ", ".join(spec.labels[:8]) + (" ..." if len(spec.labels) > 8 else "")
+    display.console.print(
+        f"{path}: {spec.backbone}, head {spec.head}, {len(spec.labels)} classes: {names}", markup=False
+    )
+    display.console.print(_preprocess_line(spec.preprocess), markup=False)
+    display.variants(bundle.variants)
+    for variant in bundle.variants:
+        display.note(f"{variant.name}: {variant.reason}")
+    report = dict(bundle.manifest)
+    if layers:
+        report["layers"] = _layers(display, bundle)
+    return report
+
+
+def _layers(display: Any, bundle: Any) -> list[dict[str, Any]]:
+    from edgetl.quantize import Graph, load_onnx
+
+    graph = Graph(load_onnx(bundle.root / bundle.variant("fp32").file))
+    found = [
+        {
+            "name": node.name,
+            "op": node.op_type,
+            "weight": node.input[1],
+            "shape": list(graph.shape(node.input[1]) or ()),
+        }
+        for node in graph.nodes
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and graph.is_constant(node.input[1])
+    ]
+    rows = [(str(f["name"]), str(f["op"]), str(f["weight"]), "x".join(map(str, f["shape"]))) for f in found]
+    display.table("layers", ("name", "op", "weight", "shape"), rows)
+    return found
+
+
+def _preprocess_line(p: Any) -> str:
+    resize = f"short side to {p.resize_to}, centre" if p.mode == "shortest" else p.mode
+    return f"pictures: {resize} {p.size[0]} x {p.size[1]} {p.color}, {p.interpolation}, mean {p.mean}, std {p.std}"
+
+
+def _run(display: Any, path: Path) -> dict[str, Any]:
+    import json
+
+    from edgetl.finetune import open_run
+
+    checkpoint, source = open_run(path)
+    metrics: dict[str, Any] = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    val = metrics["val"]
+    spec = checkpoint.spec
+    display.console.print(f"{path}: {spec.backbone}, head {spec.head}, trained on {source.name}", markup=False)
+    display.console.print(_preprocess_line(spec.preprocess), markup=False)
+    rows = [
+        (row["label"], f"{row['precision']:.1%}", f"{row['recall']:.1%}", f"{row['f1']:.1%}", str(row["support"]))
+        for row in val["per_class"]
+    ]
+    display.table(
+        f"val: top-1 {val['top1']:.1%}, macro F1 {val['macro_f1']:.1%}, ECE {val['ece']:.1%}",
+        ("class", "precision", "recall", "F1", "pictures"),
+        rows,
+    )
+    return {"spec": spec.to_dict(), **metrics}
+
+
+def _data(display: Any, source: str) -> dict[str, Any]:
+    from collections import Counter
+
+    from edgetl.cli.display import open_data
+
+    dataset = open_data(display, source)
+    counts = Counter((item.label, item.split) for item in dataset.items)
+    splits = ("train", "val", "test")
+    rows = [(name, *(str(counts[i, split]) for split in splits)) for i, name in enumerate(dataset.classes)]
+    display.table(f"{source}: {len(dataset.items)} pictures", ("class", *splits), rows)
+    for path, note in dataset.audit.notes:
+        display.console.print(f"{path}: {note}", markup=False)
+    return {"source": source, "classes": list(dataset.classes), "digest": dataset.digest, **dataset.audit.to_dict()}
+
+
+def _backbone(display: Any, name: str, list_blocks: bool) -> dict[str, Any]:
+    from edgetl.backbones import blocks, default_preprocess, feature_extractor, feature_shape, skeleton, unfriendly
+    from edgetl.errors import BackboneError, InputError
+
+    try:
+        full = skeleton(name)
+    except BackboneError as error:
+        raise InputError(f"{name}: no such bundle, run or folder, and as a backbone: {error}") from None
+    preprocess = default_preprocess(name)
+    extractor = feature_extractor(full)
+    shape = feature_shape(extractor, preprocess)
+    parameters = sum(p.numel() for p in extractor.parameters())
+    depth = blocks(extractor)
+    display.console.print(
+        f"{name}: {parameters / 1e6:.2f} M parameters in {len(depth)} blocks, feature map "
+        f"{shape[0]} x {shape[1]} x {shape[2]}",
+        markup=False,
+    )
+    display.console.print(_preprocess_line(preprocess), markup=False)
+    warnings = unfriendly(extractor)
+    for warning in warnings:
+        display.note(f"warning: {warning}")
+    rows = [(block.name, sum(p.numel() for p in block.parameters())) for block in depth]
+    if list_blocks:
+        table = [(str(len(rows) - i), label, f"{count:,}") for i, (label, count) in enumerate(rows)]
+        display.table("blocks, input first; last:N trains those numbered up to N", ("N", "block", "parameters"), table)
+    return {
+        "backbone": name,
+        "parameters": parameters,
+        "feature_map": list(shape),
+        "preprocess": preprocess.to_dict(),
+        "warnings": warnings,
+        "blocks": [{"name": label, "parameters": count} for label, count in rows],
+    }

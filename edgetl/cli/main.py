@@ -1,0 +1,68 @@
+"""The ``edgetl`` command; the one place that turns an error into a line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from edgetl import __version__
+from edgetl.cli.bench import bench
+from edgetl.cli.demo import demo
+from edgetl.cli.doctor import doctor
+from edgetl.cli.export import export
+from edgetl.cli.finetune import finetune
+from edgetl.cli.inspect import inspect
+from edgetl.cli.predict import predict
+from edgetl.errors import EdgetlError
+
+__all__ = ["cli", "main", "run"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="edgetl")
+def cli() -> None:
+    r"""From a folder of pictures to a small, fast, proven classifier on a Jetson, a GPU or a CPU.
+
+    \b
+      edgetl demo                                          see it work, on built-in data
+      edgetl finetune photos/ --out runs/parts             your pictures, a pretrained backbone
+      edgetl export runs/parts --int8 --out parts.edgetl   ONNX, FP16 and INT8, with proof
+      edgetl bench parts.edgetl --data photos/             accuracy and latency of each variant
+      edgetl predict parts.edgetl bolt.jpg                 what the device app does
+    """
+
+
+for _command in (finetune, export, bench, predict, inspect, doctor, demo):
+    cli.add_command(_command)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 ok, 1 a gate failed, 2 wrong input, 130 interrupted.
+
+    Exceptions that are not edgetl's own pass through with their traceback.
+    """
+    try:
+        cli.main(args=None if arguments is None else list(arguments), prog_name="edgetl", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("edgetl: interrupted", err=True)
+        return 130
+    except EdgetlError as error:
+        click.echo(f"edgetl: {error}", err=True)
+        return error.exit_code
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

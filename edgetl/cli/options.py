@@ -1,0 +1,87 @@
+"""Option types and options that commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["FLOATS", "PATH", "RATE", "SIZE", "emit_json", "json_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+
+class _Rate(click.ParamType[float]):
+    """``1pt`` or ``5%`` as a fraction; a bare number is ambiguous and refused."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Returns the fraction."""
+        if isinstance(value, float):
+            return value
+        for unit in ("pt", "%"):
+            if str(value).endswith(unit):
+                try:
+                    return float(str(value)[: -len(unit)]) / 100
+                except ValueError:
+                    break
+        return self.fail(f'"{value}" needs a number and a unit, like 1pt or 5%', param, ctx)
+
+
+class _Size(click.ParamType[tuple[int, int]]):
+    """``224`` or ``HEIGHTxWIDTH``, pixels."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Returns (height, width)."""
+        if isinstance(value, tuple):
+            return value
+        sides = str(value).lower().split("x")
+        if len(sides) in (1, 2) and all(side.isdecimal() and int(side) > 0 for side in sides):
+            return int(sides[0]), int(sides[-1])
+        return self.fail(f'"{value}" must be a number of pixels, like 224 or 192x256 (height x width)', param, ctx)
+
+
+class _Floats(click.ParamType[tuple[float, ...]]):
+    """Comma-separated numbers, one for each channel."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Returns the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            return self.fail(f'"{value}" must be numbers with commas between, like 0.485,0.456,0.406', param, ctx)
+
+
+RATE, SIZE, FLOATS = _Rate(), _Size(), _Floats()
+
+
+def json_option(function: F) -> F:
+    """Adds ``--json FILE|-``."""
+    return click.option("--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is standard output.")(
+        function
+    )
+
+
+def emit_json(target: str | None, data: Any) -> None:
+    """Writes a command's result where ``--json`` says, if it was given."""
+    if target is None:
+        return
+    if target == "-":
+        import json
+
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    from edgetl.artifacts import write_json
+
+    write_json(Path(target), data)

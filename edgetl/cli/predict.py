@@ -1,0 +1,66 @@
+"""``edgetl predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgetl.cli.options import PATH, emit_json, json_option
+
+__all__ = ["predict"]
+
+
+@click.command(short_help="Classify pictures with a bundle, as a device app does.")
+@click.argument("bundle", type=PATH)
+@click.argument("pictures", nargs=-1, required=True, type=PATH)
+@click.option("--variant", help="Graph to run.  [default: the one this machine serves best]")
+@click.option("--engine", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to list for each picture.")
+@json_option
+def predict(
+    bundle: Path, pictures: Sequence[Path], variant: str | None, engine: str, top: int, json_out: str | None
+) -> None:
+    """Classify PICTURES (files, or folders of them) with BUNDLE."""
+    import edgetl
+    from edgetl.cli.display import Display
+
+    results: list[dict[str, Any]] = []
+    with (
+        Display(json_to_stdout=json_out == "-") as display,
+        edgetl.load(bundle, engine=engine, variant=variant) as classify,
+    ):
+        display.note(f"{classify.variant} on {classify.engine}: {classify.reason}")
+        paths = list(_files(pictures))
+        for number, path in enumerate(paths, start=1):
+            answer = classify(path)
+            best = answer.top(top)
+            results.append(
+                {
+                    "path": str(path),
+                    "label": answer.label,
+                    "confidence": answer.confidence,
+                    "top": [{"label": label, "confidence": score} for label, score in best],
+                }
+            )
+            display.progress("pictures", number, len(paths))
+    for result in results if json_out != "-" else []:
+        rest = ", ".join(f"{entry['label']} {entry['confidence']:.1%}" for entry in result["top"])
+        click.echo(f"{result['path']}: {rest}")
+    emit_json(json_out, results)
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    from edgetl.dataset import EXTENSIONS
+    from edgetl.errors import InputError
+
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        if not found:
+            raise InputError(f"{path}: holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+        yield from found

@@ -1,0 +1,197 @@
+"""A user's own ONNX file becomes a graph like ours: uint8 NHWC in, logits and embedding out, dynamic batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, version_converter
+
+from edgetl.artifacts import OnnxModel, sha256_of
+from edgetl.errors import EdgetlError, ExportError
+from edgetl.export.onnx import OPSET
+from edgetl.quantize import load_onnx, save_onnx
+from edgetl.runtime.ort import OrtSession
+from edgetl.spec import ModelSpec
+
+__all__ = ["onnx_from_foreign"]
+
+
+def onnx_from_foreign(source: Path, spec: ModelSpec, path: Path) -> OnnxModel:
+    """Adapts a classifier that takes normalized float32 (N, C, H, W), or already takes uint8 (N, H, W, C).
+
+    Args:
+        source: The user's file.
+        spec: What it expects and answers.
+        path: File to write.
+
+    Raises:
+        ExportError: Input or output do not fit the spec, or the batch size cannot be made dynamic.
+        QuantizationError: The file is not single-file ONNX.
+    """
+    model = load_onnx(source)
+    model = _at_our_opset(model, source)
+    _check_output(model, spec, source)
+    moving = _only_input(model, source)
+    if moving.type.tensor_type.elem_type == TensorProto.FLOAT:
+        _prepend_preprocessing(model, moving, spec, source)
+    elif moving.type.tensor_type.elem_type != TensorProto.UINT8:
+        raise ExportError(f"{source}: takes neither float32 (N, C, H, W) nor uint8 (N, H, W, C)")
+    _free_batch(model)
+    _name_nodes(model)
+    _name_outputs(model)
+    _fold(model, spec, source, path)
+    return OnnxModel(path, spec, "fp32", "any", sha256_of(path), sha256_of(source))
+
+
+def _at_our_opset(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if version == OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, OPSET)
+    except Exception as error:  # the converter raises plain RuntimeErrors of its C++ side
+        raise ExportError(
+            f"{source}: has opset {version} and cannot be converted to {OPSET} ({str(error).splitlines()[0][:120]}); "
+            f"export it again with opset {OPSET}"
+        ) from None
+
+
+def _only_input(model: onnx.ModelProto, source: Path) -> onnx.ValueInfoProto:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        raise ExportError(f"{source}: has {len(inputs)} inputs ({', '.join(i.name for i in inputs)}), it must have one")
+    del model.graph.input[:]
+    model.graph.input.append(inputs[0])
+    moving: onnx.ValueInfoProto = inputs[0]
+    return moving
+
+
+def _check_output(model: onnx.ModelProto, spec: ModelSpec, source: Path) -> None:
+    first = model.graph.output[0]
+    dims = [d.dim_value for d in first.type.tensor_type.shape.dim]
+    if len(dims) != 2 or dims[1] not in (0, len(spec.labels)):
+        raise ExportError(
+            f"{source}: its first output {first.name} has shape {dims}, the spec has {len(spec.labels)} labels: "
+            f"it must be (N, {len(spec.labels)})"
+        )
+
+
+def _prepend_preprocessing(model: onnx.ModelProto, moving: onnx.ValueInfoProto, spec: ModelSpec, source: Path) -> None:
+    height, width, channels = spec.preprocess.input_shape
+    dims = [d.dim_value for d in moving.type.tensor_type.shape.dim]
+    if len(dims) != 4 or any(
+        has not in (0, want) for has, want in zip(dims[1:], (channels, height, width), strict=True)
+    ):
+        raise ExportError(
+            f"{source}: its input {moving.name} has shape {dims}, the spec says (N, {channels}, {height}, {width}); "
+            "mend preprocess.size or preprocess.color in the spec"
+        )
+    scale = spec.preprocess.scale
+    wide = (1, channels, 1, width)  # see edgetl.export.onnx on why the width is spelled out
+    for name, values in (("edgetl_mean", spec.preprocess.mean), ("edgetl_std", spec.preprocess.std)):
+        column = (np.array(values, np.float64) / scale).astype(np.float32).reshape(1, channels, 1, 1)
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.ascontiguousarray(np.broadcast_to(column, wide)), name)
+        )
+    steps = [
+        helper.make_node("Cast", ["pictures"], ["edgetl_float"], name="edgetl_cast", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["edgetl_float"], ["edgetl_nchw"], name="edgetl_transpose", perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["edgetl_nchw", "edgetl_mean"], ["edgetl_centred"], name="edgetl_sub"),
+        helper.make_node("Div", ["edgetl_centred", "edgetl_std"], [moving.name], name="edgetl_div"),
+    ]
+    nodes = [*steps, *model.graph.node]
+    del model.graph.node[:], model.graph.input[:]
+    model.graph.node.extend(nodes)
+    model.graph.input.append(
+        helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["batch", height, width, channels])
+    )
+
+
+def _free_batch(model: onnx.ModelProto) -> None:
+    """Makes the first dimension of inputs and outputs a symbol; shapes in between are inferred again."""
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.graph.value_info[:]
+    shapes = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:  # a fixed batch of 1 written into a Reshape
+        tensor = shapes.get(node.input[1]) if node.op_type == "Reshape" else None
+        if tensor is not None:
+            values = numpy_helper.to_array(tensor).copy()
+            if values.size >= 2 and values[0] == 1 and (values[1:] == -1).sum() <= 1:
+                rest = values[1:]
+                values[0] = -1 if not (rest == -1).any() else 0
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    seen: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{number}"
+        seen.add(node.name)
+
+
+def _name_outputs(model: onnx.ModelProto) -> None:
+    """Renames the first output to ``logits``; what the last layer sees becomes ``embedding``."""
+    old = model.graph.output[0].name
+    names = {name for node in model.graph.node for name in [*node.input, *node.output]}
+    if old != "logits":
+        if "logits" in names:
+            raise ExportError('an inner tensor is named "logits"; rename it, the first output takes that name')
+        for node in model.graph.node:
+            node.input[:] = ["logits" if n == old else n for n in node.input]
+            node.output[:] = ["logits" if n == old else n for n in node.output]
+        model.graph.output[0].name = "logits"
+    if any(output.name == "embedding" for output in model.graph.output):
+        return
+    last = next((n for n in reversed(model.graph.node) if n.op_type in ("Gemm", "MatMul")), None)
+    inner = last.input[0] if last is not None else "logits"
+    model.graph.node.append(helper.make_node("Flatten", [inner], ["embedding"], name="edgetl_embedding", axis=1))
+    embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", "features"])
+    logits = model.graph.output[0]
+    outputs = [
+        helper.make_tensor_value_info(
+            "logits", TensorProto.FLOAT, ["batch", logits.type.tensor_type.shape.dim[1].dim_value]
+        )
+    ]
+    del model.graph.output[:]
+    model.graph.output.extend([*outputs, embedding])
+
+
+def _fold(model: onnx.ModelProto, spec: ModelSpec, source: Path, path: Path) -> None:
+    """Folds BatchNorm and constants by ONNX Runtime's basic passes, and proves that batches of any size run."""
+    import tempfile
+
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory() as folder:
+        folded = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(folded)
+        try:
+            ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ExportError(f"{source}: ONNX Runtime refuses it ({str(error).splitlines()[0][:200]})") from None
+        result = load_onnx(folded)
+    standard = [o for o in result.opset_import if o.domain in ("", "ai.onnx")]
+    del result.opset_import[:]
+    result.opset_import.extend(standard)
+    save_onnx(result, path)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, *spec.preprocess.input_shape), dtype=np.uint8)
+    try:
+        with OrtSession(path, spec) as session:
+            together = session.infer(pictures)["logits"]
+            alone = np.concatenate([session.infer(picture[None])["logits"] for picture in pictures])
+    except EdgetlError as error:
+        raise ExportError(
+            f"{source}: works for one batch size only ({error}); export it with a dynamic batch"
+        ) from None
+    if together.shape != (3, len(spec.labels)) or not np.allclose(
+        together, alone, rtol=1e-3, atol=1e-3 * np.abs(alone).max()
+    ):
+        raise ExportError(f"{source}: answers differently in a batch; export it with a dynamic batch")
