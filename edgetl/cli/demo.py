@@ -71,7 +71,8 @@ def demo(out: Path, shots: int, seed: int, force: bool, json_out: str | None) ->
     gain = (top1["transferred"] - top1["from-scratch"]) * 100
     display.console.print(
         f"original: digits 0-4; transferred and from-scratch: digits 5-9, {shots} pictures each. Transfer was "
-        f"worth {gain:+.1f} points.\nYour turn: edgetl finetune PHOTOS, edgetl export, edgetl bench; bundles are in {out}."
+        f"worth {gain:+.1f} points.\n"
+        f"Your turn: edgetl finetune PHOTOS, edgetl export, edgetl bench; the bundles are in {out}."
     )
     emit_json(json_out, result_to_dict(facts, entries))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -24,6 +25,12 @@ _NOTES = 10
 _PLAIN_EVERY_S = 15.0
 
 
+def _console(*, stderr: bool) -> Console:
+    """A terminal decides its width; a file or a pipe gets whole tables and unbroken lines."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
+
+
 class Display:
     """The reporter of every stage.
 
@@ -32,8 +39,8 @@ class Display:
     """
 
     def __init__(self, *, json_to_stdout: bool = False) -> None:
-        self.console = Console(stderr=json_to_stdout, highlight=False, soft_wrap=True)
-        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = _console(stderr=json_to_stdout)
+        self._errors = _console(stderr=True)
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
@@ -82,9 +89,9 @@ class Display:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table; all columns but the first are aligned to the right."""
-        table = Table(title=title, title_justify="left", header_style="bold")
+        table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0, 0, 1), box=box.SIMPLE_HEAD)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
@@ -97,7 +104,7 @@ class Display:
             ("left in the file", str(len(report.left)), _examples(report.left)),
             ("missing, as initialized", str(len(report.missing)), _examples(report.missing)),
         ]
-        table = Table(title="weights", title_justify="left", header_style="bold")
+        table = Table(title="weights", title_justify="left", header_style="bold", box=box.SIMPLE_HEAD)
         for column in ("tensors", "count", "which"):
             table.add_column(column, overflow="fold")
         for row in rows:

@@ -271,8 +271,8 @@ class _Job:
             if variant.precision == "int8" and drop is not None and drop > self.config.max_drop + 1e-9:
                 raise GateError(
                     f"{variant.name} loses {drop * 100:.2f} points of top-1 on {len(self._val())} pictures, allowed "
-                    f"are {self.config.max_drop * 100:g}; nothing was written: try another --method, more --calib-images, "
-                    "--keep-fp16 for sensitive layers, or allow more by --max-drop"
+                    f"are {self.config.max_drop * 100:g}; nothing was written: try another --method, more "
+                    "--calib-images, --keep-fp16 for sensitive layers, or allow more by --max-drop"
                 )
 
 
