@@ -27,8 +27,10 @@ _PLAIN_EVERY_S = 15.0
 
 def _console(*, stderr: bool) -> Console:
     """A terminal decides its width; a file or a pipe gets whole tables and unbroken lines."""
-    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, soft_wrap=True, width=200)
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 200
+    return console
 
 
 class Display:
@@ -85,13 +87,13 @@ class Display:
 
     def note(self, text: str) -> None:
         """Says a line."""
-        self._errors.print(text, markup=False)
+        self._errors.print(text)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Prints a table; all columns but the first are aligned to the right."""
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> None:
+        """Prints a table; the first ``text`` columns are words, the others figures, aligned to the right."""
         table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0, 0, 1), box=box.SIMPLE_HEAD)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+            table.add_column(column, justify="left" if number < text else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
         self.console.print(table)

@@ -45,7 +45,7 @@ def doctor(json_out: str | None) -> None:
         (part["for"], part["module"], part["version"] or "-", "" if part["installed"] else part["install"])
         for part in report["parts"]
     ]
-    display.table("parts", ("for", "module", "version", "to add it"), rows)
+    display.table("parts", ("for", "module", "version", "to add it"), rows, text=4)
     for problem in report["problems"]:
         display.note(f"problem: {problem}")
     emit_json(json_out, report)

@@ -41,10 +41,8 @@ def _bundle(display: Any, path: Path, layers: bool) -> dict[str, Any]:
     bundle.verify()
     spec = bundle.spec
     names = ", ".join(spec.labels[:8]) + (" ..." if len(spec.labels) > 8 else "")
-    display.console.print(
-        f"{path}: {spec.backbone}, head {spec.head}, {len(spec.labels)} classes: {names}", markup=False
-    )
-    display.console.print(_preprocess_line(spec.preprocess), markup=False)
+    display.console.print(f"{path}: {spec.backbone}, head {spec.head}, {len(spec.labels)} classes: {names}")
+    display.console.print(_preprocess_line(spec.preprocess))
     display.variants(bundle.variants)
     for variant in bundle.variants:
         display.note(f"{variant.name}: {variant.reason}")
@@ -69,7 +67,7 @@ def _layers(display: Any, bundle: Any) -> list[dict[str, Any]]:
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and graph.is_constant(node.input[1])
     ]
     rows = [(str(f["name"]), str(f["op"]), str(f["weight"]), "x".join(map(str, f["shape"]))) for f in found]
-    display.table("layers", ("name", "op", "weight", "shape"), rows)
+    display.table("layers", ("name", "op", "weight", "shape"), rows, text=3)
     return found
 
 
@@ -87,8 +85,8 @@ def _run(display: Any, path: Path) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
     val = metrics["val"]
     spec = checkpoint.spec
-    display.console.print(f"{path}: {spec.backbone}, head {spec.head}, trained on {source.name}", markup=False)
-    display.console.print(_preprocess_line(spec.preprocess), markup=False)
+    display.console.print(f"{path}: {spec.backbone}, head {spec.head}, trained on {source.name}")
+    display.console.print(_preprocess_line(spec.preprocess))
     rows = [
         (row["label"], f"{row['precision']:.1%}", f"{row['recall']:.1%}", f"{row['f1']:.1%}", str(row["support"]))
         for row in val["per_class"]
@@ -112,7 +110,7 @@ def _data(display: Any, source: str) -> dict[str, Any]:
     rows = [(name, *(str(counts[i, split]) for split in splits)) for i, name in enumerate(dataset.classes)]
     display.table(f"{source}: {len(dataset.items)} pictures", ("class", *splits), rows)
     for path, note in dataset.audit.notes:
-        display.console.print(f"{path}: {note}", markup=False)
+        display.console.print(f"{path}: {note}")
     return {"source": source, "classes": list(dataset.classes), "digest": dataset.digest, **dataset.audit.to_dict()}
 
 
@@ -132,16 +130,17 @@ def _backbone(display: Any, name: str, list_blocks: bool) -> dict[str, Any]:
     display.console.print(
         f"{name}: {parameters / 1e6:.2f} M parameters in {len(depth)} blocks, feature map "
         f"{shape[0]} x {shape[1]} x {shape[2]}",
-        markup=False,
     )
-    display.console.print(_preprocess_line(preprocess), markup=False)
+    display.console.print(_preprocess_line(preprocess))
     warnings = unfriendly(extractor)
     for warning in warnings:
         display.note(f"warning: {warning}")
     rows = [(block.name, sum(p.numel() for p in block.parameters())) for block in depth]
     if list_blocks:
         table = [(str(len(rows) - i), label, f"{count:,}") for i, (label, count) in enumerate(rows)]
-        display.table("blocks, input first; last:N trains those numbered up to N", ("N", "block", "parameters"), table)
+        display.table(
+            "blocks, input first; last:N trains those numbered up to N", ("N", "block", "parameters"), table, text=2
+        )
     return {
         "backbone": name,
         "parameters": parameters,

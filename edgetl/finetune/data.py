@@ -46,7 +46,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         yield from ((epoch, int(i)) for i in order[start:])
 
     def __len__(self) -> int:
-        return self.count - self.start
+        """Of a whole epoch: Lightning asks once, and would shorten every epoch after a resumed one."""
+        return self.count
 
 
 class _TrainingPictures(Dataset[Batch]):
@@ -81,7 +82,7 @@ class _EvaluationPictures(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         item = self.items[index]
-        return torch.from_numpy(preprocess(item.path, self.spec)), torch.tensor(item.label)
+        return torch.from_numpy(preprocess(item.path, self.spec).copy()), torch.tensor(item.label)
 
     def __len__(self) -> int:
         return len(self.items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def fit(
     network.train()  # Lightning leaves modes as it finds them
     task = _Task(network, groups, frozen, settings, len(train), tuple(evaluate))
     keeper = _Keeper(settings, on_row, on_progress)
-    with _quiet(), _stop_on_signal(keeper):
+    with _quiet(), _signals_restored():
         trainer = lightning.Trainer(
             max_epochs=settings.epochs,
             accelerator="auto",
@@ -245,6 +246,18 @@ class _Keeper(Callback):
         loss_sum, seen = checkpoint["edgetl_epoch_sums"]
         pl_module.loss_sum, pl_module.seen = torch.tensor(loss_sum), int(seen)
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Takes Ctrl-C and SIGTERM over from Lightning, which would stop without saving."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._request_stop)
+
+    def _request_stop(self, number: int, _: Any) -> None:
+        """The first signal asks to save and stop, a second Ctrl-C stops at once."""
+        if self.stop_requested and number == signal.SIGINT:
+            raise Interrupted("stopped at once; the last saved step remains")
+        self.stop_requested = True
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         text = f"epoch {trainer.current_epoch + 1}/{self._settings.epochs}"
         if self.rows:
@@ -292,24 +305,15 @@ def _sampler(trainer: Any) -> EpochSampler:
 
 
 @contextmanager
-def _stop_on_signal(keeper: _Keeper) -> Iterator[None]:
-    """Turns the first Ctrl-C or SIGTERM into a request to save and stop; a second Ctrl-C stops at once."""
-
-    def request(number: int, _: Any) -> None:
-        if keeper.stop_requested and number == signal.SIGINT:
-            raise Interrupted("stopped at once; the last saved step remains")
-        keeper.stop_requested = True
-
-    try:
-        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals are somebody else's
-        yield
-        return
+def _signals_restored() -> Iterator[None]:
+    """Puts Ctrl-C and SIGTERM back to what they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

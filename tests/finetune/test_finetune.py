@@ -1,0 +1,174 @@
+"""Strategies, what they leave alone, and what a run's folder holds."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from edgetl.errors import CheckpointError, DatasetError, EdgetlError, InputError, WeightsError
+from edgetl.finetune import FinetuneConfig, finetune, open_run
+
+pytestmark = pytest.mark.slow
+
+
+def history(run):
+    with (run / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def tensors(run):
+    return load_file(run / "checkpoint.safetensors")
+
+
+def test_a_run_holds_all_it_promises(transfer_run, new_digits):
+    names = {p.name for p in transfer_run.iterdir()}
+    assert names == {
+        "checkpoint.safetensors", "source.safetensors", "spec.json", "config.yaml", "history.csv", "metrics.json",
+        "last.ckpt",
+    }  # fmt: skip
+    metrics = json.loads((transfer_run / "metrics.json").read_text())
+    val = metrics["val"]
+    assert val["pictures"] == len(new_digits.split("val"))
+    assert val["top1"] > 0.6  # five classes: chance is 0.2
+    assert np.sum(val["confusion_matrix"]) == val["pictures"]
+    assert np.trace(val["confusion_matrix"]) / val["pictures"] == pytest.approx(val["top1"])
+    assert {"macro_precision", "macro_recall", "macro_f1", "per_class"} <= set(val)
+    config = yaml.safe_load((transfer_run / "config.yaml").read_text())
+    assert config["strategy"] == "lp-ft"
+    assert config["data"]["digest"] == new_digits.digest
+
+
+def test_history_has_a_row_for_each_epoch_of_both_stages(transfer_run):
+    rows = history(transfer_run)
+    assert [r["stage"] for r in rows] == ["probe"] * 15 + ["tune"] * 3
+    assert [int(r["epoch"]) for r in rows[-3:]] == [1, 2, 3]
+    last = json.loads((transfer_run / "metrics.json").read_text())
+    assert float(rows[-1]["val_top1"]) == pytest.approx(last["val"]["top1"], abs=1e-6)
+    assert last["kept_row"] == 18
+
+
+def test_open_run_gives_the_checkpoint_and_refuses_a_damaged_one(transfer_run, tmp_path):
+    checkpoint, source = open_run(transfer_run)
+    assert checkpoint.spec.labels == ("5", "6", "7", "8", "9")
+    assert source.name.endswith("new-digits")
+    damaged = tmp_path / "run"
+    damaged.mkdir()
+    for path in transfer_run.iterdir():
+        data = bytearray(path.read_bytes())
+        if path.name == "checkpoint.safetensors":
+            data[-1] ^= 1
+        (damaged / path.name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: is not the file this run wrote"):
+        open_run(damaged)
+    (damaged / "metrics.json").unlink()
+    with pytest.raises(CheckpointError, match="is not complete; go on with"):
+        open_run(damaged)
+    with pytest.raises(CheckpointError, match="is not a run of edgetl finetune"):
+        open_run(tmp_path)
+
+
+def test_probe_trains_the_head_alone_and_computes_features_once(new_digits, transfer_config, source_run, tmp_path, recorder):
+    config = dataclasses.replace(transfer_config, strategy="probe", size=(28, 28), epochs=6)
+    finetune(new_digits, config, tmp_path / "a", reporter=recorder)
+    again = type(recorder)()
+    finetune(new_digits, config, tmp_path / "b", reporter=again)
+    before, after = tensors(source_run), tensors(tmp_path / "a")
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("backbone."))
+    steps = [len([s for s in r.stages if s[0] == "features of train"]) for r in (recorder, again)]
+    assert steps[0] > 1
+    assert steps[1] == 1  # found in the cache
+    assert history(tmp_path / "a") == history(tmp_path / "b")
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["val"]["top1"] > 0.5
+
+
+def test_last_n_leaves_lower_blocks_and_their_statistics_untouched(new_digits, transfer_config, source_run, tmp_path, recorder):
+    config = dataclasses.replace(transfer_config, strategy="last:2", epochs=1)
+    finetune(new_digits, config, tmp_path / "run", reporter=recorder)
+    before, after = tensors(source_run), tensors(tmp_path / "run")
+    for name in before:
+        if name.startswith("backbone."):
+            block = int(name.split(".")[1])
+            assert torch.equal(before[name], after[name]) == (block < 4), name
+
+
+def test_full_with_sgd_trains_every_layer(new_digits, transfer_config, source_run, tmp_path, recorder):
+    config = dataclasses.replace(transfer_config, strategy="full", optimizer="sgd", epochs=1)
+    finetune(new_digits, config, tmp_path / "run", reporter=recorder)
+    before, after = tensors(source_run), tensors(tmp_path / "run")
+    assert not any(torch.equal(before[n], after[n]) for n in before if n.startswith("backbone."))
+
+
+@pytest.mark.parametrize("head", ["mlp:24", "flatten-mlp:16"])
+def test_heads_other_than_linear(head, new_digits, transfer_config, tmp_path, recorder):
+    config = dataclasses.replace(transfer_config, head=head, dropout=0.2, strategy="lp-ft", epochs=1)
+    checkpoint = finetune(new_digits, config, tmp_path / "run", reporter=recorder)
+    width = int(head.split(":")[1])
+    assert tensors(tmp_path / "run")["head.classifier.weight"].shape == (5, width)
+    assert checkpoint.spec.head == head
+
+
+def test_the_best_epoch_is_chosen_on_pictures_cut_from_train(new_digits, transfer_config, tmp_path, recorder):
+    config = dataclasses.replace(
+        transfer_config, strategy="full", select_fraction=0.25, patience=1, epochs=12, optimizer="sgd", lr=0.5
+    )
+    finetune(new_digits, config, tmp_path / "run", reporter=recorder)
+    rows = history(tmp_path / "run")
+    scores = [(float(r["select_top1"]), -float(r["select_loss"])) for r in rows]
+    kept = json.loads((tmp_path / "run" / "metrics.json").read_text())["kept_row"]
+    assert kept == scores.index(max(scores)) + 1
+    assert len(rows) == 12 or len(rows) == kept + 1  # patience of one
+    top1 = json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]["top1"]
+    assert top1 == pytest.approx(float(rows[kept - 1]["val_top1"]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"strategy": "last:7"}, InputError, "this backbone has 6 blocks; give last:6 or full"),
+        ({"backbone": "small_cn", "weights": "none"}, EdgetlError, "did you mean small_cnn"),
+        ({"backbone": "mobilenet_v2"}, WeightsError, "holds backbone small_cnn, not mobilenet_v2"),
+        ({"weights": "nowhere.pth"}, WeightsError, "nowhere.pth: no such file"),
+        ({"weights": "default"}, WeightsError, "small_cnn has no published weights"),
+        ({"mean": (0.5,)}, EdgetlError, "preprocess.mean has 1 values, RGB has 3"),
+        ({"select_fraction": 0.01}, DatasetError, "give more pictures or 0"),
+    ],
+)
+def test_wrong_settings_leave_nothing_behind(change, kind, message, new_digits, transfer_config, tmp_path, recorder):
+    config = dataclasses.replace(transfer_config, **change)
+    with pytest.raises(kind) as caught:
+        finetune(new_digits, config, tmp_path / "run", reporter=recorder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strategy": "last:0"}, "--strategy"),
+        ({"strategy": "everything"}, "--strategy"),
+        ({"epochs": 0}, "--epochs"),
+        ({"dropout": 1.5}, "--dropout"),
+        ({"lr": -1.0}, "--lr"),
+        ({"optimizer": "adm"}, "--optimizer"),
+        ({"augment": "lots"}, "--augment"),
+        ({"patience": 3}, "--patience needs --select-fraction"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(change, message):
+    with pytest.raises(InputError, match=message):
+        FinetuneConfig(**change)
+
+
+def test_settings_from_a_file_name_what_is_wrong():
+    with pytest.raises(InputError, match='conf: unknown setting "epoch"; known are augment'):
+        FinetuneConfig.from_dict({"epoch": 3}, "conf")
+    with pytest.raises(InputError, match="conf: epochs is 'ten', that is not of the right type"):
+        FinetuneConfig.from_dict({"epochs": "ten"}, "conf")
+    assert FinetuneConfig.from_dict({"lr": 1, "size": [32, 48]}).size == (32, 48)
+    assert FinetuneConfig.from_dict(FinetuneConfig().to_dict()) == FinetuneConfig()
