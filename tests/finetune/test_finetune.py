@@ -72,7 +72,9 @@ def test_open_run_gives_the_checkpoint_and_refuses_a_damaged_one(transfer_run, t
         open_run(tmp_path)
 
 
-def test_probe_trains_the_head_alone_and_computes_features_once(new_digits, transfer_config, source_run, tmp_path, recorder):
+def test_probe_trains_the_head_alone_and_computes_features_once(
+    new_digits, transfer_config, source_run, tmp_path, recorder
+):
     config = dataclasses.replace(transfer_config, strategy="probe", size=(28, 28), epochs=6)
     finetune(new_digits, config, tmp_path / "a", reporter=recorder)
     again = type(recorder)()
@@ -86,7 +88,9 @@ def test_probe_trains_the_head_alone_and_computes_features_once(new_digits, tran
     assert json.loads((tmp_path / "a" / "metrics.json").read_text())["val"]["top1"] > 0.5
 
 
-def test_last_n_leaves_lower_blocks_and_their_statistics_untouched(new_digits, transfer_config, source_run, tmp_path, recorder):
+def test_last_n_leaves_lower_blocks_and_their_statistics_untouched(
+    new_digits, transfer_config, source_run, tmp_path, recorder
+):
     config = dataclasses.replace(transfer_config, strategy="last:2", epochs=1)
     finetune(new_digits, config, tmp_path / "run", reporter=recorder)
     before, after = tensors(source_run), tensors(tmp_path / "run")

@@ -57,7 +57,9 @@ def test_resumed_equals_uninterrupted(step, number, new_digits, config, uninterr
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_resuming_refuses_other_settings_pictures_and_complete_runs(new_digits, digits, config, uninterrupted, tmp_path):
+def test_resuming_refuses_other_settings_pictures_and_complete_runs(
+    new_digits, digits, config, uninterrupted, tmp_path
+):
     out = tmp_path / "run"
     with pytest.raises(Interrupted):
         finetune(new_digits, config, out, reporter=Killer(5, signal.SIGTERM))

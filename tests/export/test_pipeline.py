@@ -1,0 +1,153 @@
+"""A run becomes a bundle whose manifest proves what it is worth, or nothing at all."""
+
+import dataclasses
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+import edgetl
+from edgetl.bench import answers, label_indices
+from edgetl.bundle import open_bundle
+from edgetl.errors import ExportError, GateError, InputError, QuantizationError
+from edgetl.export import ExportConfig, export_onnx_file, export_original, export_run, original_name
+from edgetl.metrics import flip_rate, top1
+from edgetl.quantize import QuantizeConfig
+
+pytestmark = pytest.mark.slow
+
+ALL = ["fp32", "fp16", "int8-tensorrt", "int8-x86", "int8-arm"]
+
+
+def test_the_bundle_holds_every_variant_and_verifies(bundle_path):
+    bundle = open_bundle(bundle_path)
+    bundle.verify()
+    assert [v.name for v in bundle.variants] == ALL
+    assert {p.name for p in bundle_path.iterdir()} == {
+        "manifest.json", "labels.txt", "calibration.json", *(f"model.{name}.onnx" for name in ALL),
+    }  # fmt: skip
+    sizes = {v.name: v.bytes for v in bundle.variants}
+    assert sizes["int8-tensorrt"] < 0.35 * sizes["fp32"]
+    assert sizes["fp16"] < 0.6 * sizes["fp32"]
+    assert (bundle_path / "labels.txt").read_text().split() == ["5", "6", "7", "8", "9"]
+
+
+def test_the_proof_is_what_the_graphs_answer(bundle_path, new_digits):
+    bundle = open_bundle(bundle_path)
+    items = new_digits.split("val")
+    found = dict(zip(ALL, answers(bundle, bundle.variants, items), strict=True))
+    labels = label_indices(bundle, new_digits, items)
+    for variant in bundle.variants:
+        assert variant.metrics["top1"] == pytest.approx(top1(found[variant.name], labels))
+        assert variant.metrics["flip_rate"] == pytest.approx(flip_rate(found[variant.name], found["fp32"]))
+        assert variant.metrics["top1_drop"] == pytest.approx(
+            bundle.variant("fp32").metrics["top1"] - variant.metrics["top1"]
+        )
+    assert bundle.manifest["proof"]["fp32"]["top1"] == pytest.approx(bundle.variant("fp32").metrics["top1"])
+    assert bundle.variant("fp16").metrics["sqnr_db"] > 45
+    assert bundle.variant("int8-tensorrt").metrics["sqnr_db"] > 15
+
+
+def test_the_graph_reaches_what_torch_reached(bundle_path, transfer_run):
+    trained = json.loads((transfer_run / "metrics.json").read_text())["val"]["top1"]
+    assert open_bundle(bundle_path).variant("fp32").metrics["top1"] == pytest.approx(trained, abs=0.006)
+
+
+def test_the_manifest_names_no_path_of_this_machine(bundle_path, new_digits_folder):
+    text = (bundle_path / "manifest.json").read_text() + (bundle_path / "calibration.json").read_text()
+    assert str(new_digits_folder.parent) not in text
+    assert "/" not in json.dumps(json.loads(text.split("\n}\n")[0] + "\n}")["provenance"]["source"])
+
+
+def test_calibration_pictures_come_from_train_alone(bundle_path, new_digits):
+    provenance = open_bundle(bundle_path).manifest["provenance"]
+    assert provenance["calibration_pictures"] == len(new_digits.split("train")) == 60
+    assert json.loads((bundle_path / "calibration.json").read_text())["pictures"] == 60
+
+
+def test_the_device_api_answers_from_the_bundle(bundle_path, new_digits):
+    items = new_digits.split("val")[:40]
+    with edgetl.load(bundle_path) as classify:
+        found = [classify(item.path).label for item in items]
+        assert [p.label for p in classify.batch([i.path for i in items])] == found
+    right = np.mean([f == new_digits.classes[i.label] for f, i in zip(found, items, strict=True)])
+    assert right > 0.5
+
+
+def test_int8_that_loses_too_much_is_shown_and_leaves_nothing(
+    transfer_run, new_digits, tmp_path, recorder, monkeypatch
+):
+    import edgetl.quantize.stage as stage
+
+    # ranges a hundred times too small: a calibration that went wrong
+    monkeypatch.setattr(stage, "range_of", lambda seen, _: (seen.low / 100, seen.high / 100))
+    with pytest.raises(GateError, match=r"int8-tensorrt loses .* points of top-1 .* nothing was written") as caught:
+        export_run(transfer_run, new_digits, ExportConfig(int8=True), tmp_path / "b.edgetl", reporter=recorder)
+    assert caught.value.exit_code == 1
+    assert [v.name for v in recorder.tables[0]] == ALL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keep_fp16_leaves_a_layer_in_float(transfer_run, new_digits, tmp_path, recorder):
+    config = ExportConfig(int8=True, max_drop=1.0, seconds=0.05)
+    with pytest.raises(QuantizationError, match="names no layer"):
+        export_run(
+            transfer_run, new_digits, dataclasses.replace(config, quantize=QuantizeConfig(keep_fp16=("nothing",))),
+            tmp_path / "a.edgetl", reporter=recorder,
+        )  # fmt: skip
+    bundle = export_run(
+        transfer_run,
+        new_digits,
+        dataclasses.replace(config, quantize=QuantizeConfig(keep_fp16=("*conv2d",))),
+        tmp_path / "b.edgetl",
+        reporter=recorder,
+    )
+    convs = [n for n in onnx.load(bundle.root / "model.int8-x86.onnx").graph.node if n.op_type == "Conv"]
+    plain = [n.name for n in convs if not n.input[1].endswith("_dq")]
+    assert len(plain) == 1
+    assert len(convs) == 6
+
+
+def test_other_data_than_the_run_s_is_refused(transfer_run, digits, tmp_path, recorder):
+    with pytest.raises(ExportError, match="is not the data that .* was trained on"):
+        export_run(transfer_run, digits, ExportConfig(), tmp_path / "b.edgetl", reporter=recorder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_kept_unless_forced(transfer_run, new_digits, bundle_path, recorder):
+    before = (bundle_path / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        export_run(transfer_run, new_digits, ExportConfig(), bundle_path, reporter=recorder)
+    assert (bundle_path / "manifest.json").read_bytes() == before
+
+
+def test_the_original_is_judged_by_its_own_labels(transfer_run, new_digits, tmp_path, recorder):
+    out = original_name(tmp_path / "digits.edgetl")
+    assert out.name == "digits.original.edgetl"
+    bundle = export_original(transfer_run, new_digits, ExportConfig(int8=True), out, reporter=recorder)
+    assert bundle.spec.labels == ("0", "1", "2", "3", "4")
+    assert bundle.variant("fp32").metrics["top1"] is None  # its classes are others
+    assert bundle.manifest["proof"]["reason"] == "the data's classes are not among this model's labels"
+    assert bundle.manifest["proof"]["probe_top1"] > 0.5
+    assert bundle.variant("int8-x86").metrics["flip_rate"] is not None
+
+
+def test_a_run_without_pretrained_weights_has_no_original(source_run, digits, tmp_path, recorder):
+    with pytest.raises(ExportError, match="no original to export"):
+        export_original(source_run, digits, ExportConfig(), tmp_path / "o.edgetl", reporter=recorder)
+
+
+def test_a_users_own_onnx_file_becomes_a_bundle(bundle_path, new_digits, digits, tmp_path, recorder):
+    spec = open_bundle(bundle_path).spec
+    source = bundle_path / "model.fp32.onnx"
+    bundle = export_onnx_file(
+        source, spec, new_digits, ExportConfig(int8=True, max_drop=0.05, seconds=0.05), tmp_path / "own.edgetl",
+        reporter=recorder,
+    )  # fmt: skip
+    assert bundle.variant("fp32").metrics["top1"] == pytest.approx(
+        open_bundle(bundle_path).variant("fp32").metrics["top1"]
+    )
+    with pytest.raises(ExportError, match='class "0" is not among the spec\'s labels'):
+        export_onnx_file(source, spec, digits, ExportConfig(), tmp_path / "no.edgetl", reporter=recorder)
+    assert not (tmp_path / "no.edgetl").exists()
