@@ -28,7 +28,7 @@ from edgetl.errors import DatasetError, PictureError, require
 from edgetl.preprocess import MAX_PIXELS, decode, without_warnings
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["Audit", "Dataset", "Item", "Source", "calibration_sample", "open_dataset", "write_digits"]
+__all__ = ["EXTENSIONS", "Audit", "Dataset", "Item", "Source", "calibration_sample", "open_dataset", "write_digits"]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 BUILT_IN = ("digits",)
