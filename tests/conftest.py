@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -17,6 +18,10 @@ from PIL import Image
 from edgetl import host
 from edgetl.bundle import Variant, write_manifest
 from edgetl.spec import ModelSpec, PreprocessSpec
+
+# The same examples each time, and no limit that a busy machine would break.
+settings.register_profile("edgetl", deadline=None, derandomize=True)
+settings.load_profile("edgetl")
 
 TINY_LABELS = ("blue", "green", "red")
 # Row = class; columns = mean red, green and blue of the picture, 0-255.
@@ -69,10 +74,10 @@ def write_tiny_bundle(root: Path, names: Sequence[str] = ("fp32",), **fields: ob
     return root
 
 
-def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     """The picture as a file's bytes."""
     file = io.BytesIO()
-    image.save(file, format, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 

@@ -129,10 +129,13 @@ def test_new_folder_appears_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, SystemExit])
 def test_new_folder_leaves_nothing_when_the_block_raises(tmp_path, kind):
-    with pytest.raises(kind), new_folder(tmp_path / "run") as folder:
-        (folder / "sub").mkdir()
-        (folder / "sub" / "a").write_text("1")
-        raise kind
+    block = new_folder(tmp_path / "run")
+    folder = block.__enter__()
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a").write_text("1")
+
+    assert not block.__exit__(kind, kind(), None)
+
     assert names(tmp_path) == []
 
 
@@ -209,9 +212,13 @@ def test_new_folder_with_force_replaces_a_link_and_not_what_it_points_to(tmp_pat
 
 def test_new_folder_keeps_what_someone_else_made_meanwhile(tmp_path):
     target = tmp_path / "run"
-    with pytest.raises(InputError) as caught, new_folder(target):
-        target.mkdir()
-        (target / "theirs").write_text("1")
+    block = new_folder(target)
+    block.__enter__()
+    target.mkdir()
+    (target / "theirs").write_text("1")
+
+    with pytest.raises(InputError) as caught:
+        block.__exit__(None, None, None)
 
     assert str(caught.value) == f"{target}: was made by someone else meanwhile; choose another --out"
     assert names(target) == ["theirs"]

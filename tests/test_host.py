@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -45,8 +46,8 @@ def test_facts_agree_with_the_system():
 
 
 def test_flags_are_those_of_the_first_processor():
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        line = next((line for line in file if line.startswith(("flags", "Features"))), ":")
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    line = next((line for line in lines if line.startswith(("flags", "Features"))), ":")
     assert host.cpu_flags() == frozenset(line.split(":")[1].split())
 
 
