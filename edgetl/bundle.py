@@ -226,7 +226,7 @@ def _variant(entry: Mapping[str, Any], files: Mapping[str, str]) -> Variant:
 def _check_name(name: str) -> None:
     """A manifest names files of its own folder, nothing else."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f'"{name}" is not a plain file name')
+        raise ValueError(f"{name!r:.80} is not a plain file name")
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

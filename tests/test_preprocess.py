@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import encoded, noise
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import encoded, noise
 from torchvision.transforms import InterpolationMode, v2
 
 from edgetl.errors import PictureError
@@ -430,11 +430,6 @@ def test_truncated_pillow_picture_is_refused():
         preprocess(image, SPEC)
 
 
-def test_colour_space_that_pillow_cannot_convert_is_refused():
-    with pytest.raises(PictureError, match=r"^Pillow image: cannot be decoded \(conversion from HSV to L"):
-        preprocess(Image.new("HSV", (8, 8)), GREY)
-
-
 @pytest.mark.parametrize("side", [9460, 14_000], ids=["above-the-limit", "above-twice-the-limit"])
 def test_too_many_pixels_are_refused_before_decoding(side):
     assert side * side > MAX_PIXELS
@@ -445,7 +440,7 @@ def test_too_many_pixels_are_refused_before_decoding(side):
 
 
 def test_too_many_pixels_of_a_pillow_picture_are_refused():
-    with pytest.raises(PictureError, match="^Pillow image: 89 megapixels, more than 89; reduce it first$"):
+    with pytest.raises(PictureError, match=r"^Pillow image: 89 megapixels, more than 89; reduce it first$"):
         preprocess(Image.new("1", (9460, 9460)), SPEC)
 
 
@@ -455,6 +450,7 @@ def test_random_bytes_are_refused(data):
         preprocess(data, SPEC)
 
 
+@settings(max_examples=400)
 @given(
     st.sampled_from([JPEG, PNG, encoded(Image.fromarray(noise(9, 9)), "GIF"), encoded(Image.new("L", (9, 9)), "BMP")]),
     st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),

@@ -25,7 +25,7 @@ def _tree(module: str) -> ast.Module:
 def test_the_walk_finds_the_package():
     files = [p.relative_to(ROOT.parent) for p in ROOT.rglob("*.py")]
 
-    assert MODULES == sorted(".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in files)
+    assert sorted(".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in files) == MODULES
     assert {"edgetl.spec", "edgetl.runtime.classifier", "edgetl.cli.main"} <= set(MODULES)
 
 
