@@ -161,7 +161,15 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         sibling.chmod(0o755)
         _move_into_place(sibling, target, force=force)
     finally:
-        shutil.rmtree(sibling, ignore_errors=True)
+        _remove(sibling)
+
+
+def _remove(path: Path) -> None:
+    """Deletes what is left under the temporary name; after an exchange that may be the user's file or link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _move_into_place(sibling: Path, target: Path, *, force: bool) -> None:

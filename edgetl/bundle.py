@@ -162,32 +162,33 @@ def open_bundle(root: str | Path) -> Bundle:
     root = Path(root)
     manifest = _read_manifest(root)
     version = manifest.get("format_version")
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise BundleError(f"{root / _MANIFEST}: has no format_version; is this a bundle?")
     if version > FORMAT_VERSION:
         raise BundleError(f"{root}: has format {version}, this edgetl reads {FORMAT_VERSION}: pip install -U edgetl")
     recorded = manifest.get("digest")
-    if recorded != _digest({k: v for k, v in manifest.items() if k != "digest"}):
+    if not recorded or recorded != _digest({k: v for k, v in manifest.items() if k != "digest"}):
         raise BundleError(f"{root / _MANIFEST}: was changed after export (its digest differs); export it again")
     try:
         spec = ModelSpec.from_dict(manifest["spec"])
-        variants = tuple(_variant(entry, manifest["files"]) for entry in manifest["variants"])
-        for name in manifest["files"]:
+        files = dict(manifest["files"].items())
+        variants = tuple(_variant(entry, files) for entry in manifest["variants"])
+        for name in files:
             _check_name(name)
     except SpecError as error:
         raise BundleError(f"{root / _MANIFEST}: {error}") from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise BundleError(f"{root / _MANIFEST}: is malformed ({type(error).__name__}: {error})") from None
     return Bundle(root, spec, variants, str(recorded), manifest)
 
 
 def _read_manifest(root: Path) -> dict[str, Any]:
     path = root / _MANIFEST
-    if not root.exists():
-        raise BundleError(f"{root}: no such bundle; edgetl export makes one")
-    if not path.is_file():
-        raise BundleError(f"{root}: is not a bundle (no {_MANIFEST}); edgetl export makes one")
     try:
+        if not root.exists():
+            raise BundleError(f"{root}: no such bundle; edgetl export makes one")
+        if not path.is_file():
+            raise BundleError(f"{root}: is not a bundle (no {_MANIFEST}); edgetl export makes one")
         if path.stat().st_size > _LARGEST_MANIFEST:
             raise BundleError(f"{path}: is larger than {_LARGEST_MANIFEST >> 20} MiB, no manifest is")
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -198,8 +199,24 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     return data
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "precision": (str,),
+    "target": (str,),
+    "file": (str,),
+    "sha256": (str,),
+    "bytes": (int,),
+    "recommended": (bool, type(None)),
+    "reason": (str,),
+    "metrics": (dict,),
+}
+
+
 def _variant(entry: Mapping[str, Any], files: Mapping[str, str]) -> Variant:
     variant = Variant(**entry)
+    for name, types in _TYPES.items():
+        if not isinstance(entry.get(name, getattr(variant, name)), types):
+            raise TypeError(f"variant field {name} is {entry[name]!r:.80}")
     _check_name(variant.file)
     if files[variant.file] != variant.sha256:
         raise ValueError(f"variant {variant.name} and files disagree on {variant.file}")
@@ -209,7 +226,7 @@ def _variant(entry: Mapping[str, Any], files: Mapping[str, str]) -> Variant:
 def _check_name(name: str) -> None:
     """A manifest names files of its own folder, nothing else."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f'"{name}" is not a plain file name')
+        raise ValueError(f"{name!r:.80} is not a plain file name")
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

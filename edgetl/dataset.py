@@ -14,7 +14,6 @@ import csv
 import hashlib
 import io
 import os
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +25,15 @@ from PIL import Image
 
 from edgetl.artifacts import canonical_json, new_folder
 from edgetl.errors import DatasetError, PictureError, require
-from edgetl.preprocess import MAX_PIXELS, decode
+from edgetl.preprocess import MAX_PIXELS, decode, without_warnings
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["Audit", "Dataset", "Item", "Source", "calibration_sample", "open_dataset", "write_digits"]
+__all__ = ["EXTENSIONS", "Audit", "Dataset", "Item", "Source", "calibration_sample", "open_dataset", "write_digits"]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 BUILT_IN = ("digits",)
 SPLITS = ("train", "val", "test")
+_OTHER_SPLITS = frozenset({"val", "test", "valid", "validation", "eval", "dev"})
 VAL_FRACTION = 0.2
 MAX_BAD_FRACTION = 0.05
 _SMALLEST_SIDE = 2
@@ -254,6 +254,11 @@ def _discover_folder(root: Path) -> Iterator[_Found]:
             for folder in _subfolders(split):
                 yield from (_Found(p, folder.name, split.name) for p in _pictures(folder, root))
         return
+    if "train" in names and names & _OTHER_SPLITS:
+        odd = ", ".join(sorted(names - set(SPLITS)))
+        raise DatasetError(
+            f"{root}: has the splits train/, val/, test/ mixed with {odd}; rename or move what is no split"
+        )
     for folder in folders:
         yield from (_Found(p, folder.name, None) for p in _pictures(folder, root))
 
@@ -274,12 +279,14 @@ def _pictures(folder: Path, root: Path) -> list[Path]:
 def _discover_table(table: Path) -> Iterator[_Found]:
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
+            columns = reader.fieldnames or []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{table}: cannot be read as CSV ({error})") from None
-    if rows and not {"path", "label"} <= set(rows[0]):
-        raise DatasetError(f"{table}: first line must name the columns path,label[,split], not {','.join(rows[0])}")
-    for number, row in enumerate(rows, start=2):
+    if not {"path", "label"} <= set(columns):
+        raise DatasetError(f"{table}: first line must name the columns path,label[,split], not {','.join(columns)}")
+    for number, row in rows:
         if not row["path"] or not row["label"]:
             raise DatasetError(f"{table}:{number}: path or label is empty")
         split = row.get("split") or None
@@ -309,8 +316,8 @@ def _look(path: Path) -> _Look:
     """Reads and decodes one file, and says what is wrong or unusual about it."""
     try:
         data = path.read_bytes()
-    except OSError as error:
-        return _Look(bad=f"cannot be read ({error.strerror})")
+    except (OSError, ValueError) as error:
+        return _Look(bad=f"cannot be read ({getattr(error, 'strerror', error)})")
     if not data:
         return _Look(bad="zero bytes")
     try:
@@ -330,21 +337,19 @@ def _remark(data: bytes) -> str:
     """Names what is unusual about a picture that can be used, read from its header."""
     remarks = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data)) as image:
-                if image.mode == "CMYK":
-                    remarks.append("CMYK, converted")
-                if image.mode.startswith("I") or image.mode == "F":
-                    remarks.append("16-bit, upper 8 bits used")
-                if image.mode in ("P", "PA"):
-                    remarks.append("palette, converted")
-                if image.getexif().get(0x0112, 1) != 1:
-                    remarks.append("rotated by its EXIF orientation")
-                if getattr(image, "n_frames", 1) > 1:
-                    remarks.append("animated, first frame used")
-                if _LARGE_PIXELS < image.width * image.height <= MAX_PIXELS:
-                    remarks.append(f"{image.width * image.height / 1e6:.0f} megapixels, slow to decode")
+        with without_warnings(), Image.open(io.BytesIO(data)) as image:
+            if image.mode == "CMYK":
+                remarks.append("CMYK, converted")
+            if image.mode.startswith("I") or image.mode == "F":
+                remarks.append("16-bit, upper 8 bits used")
+            if image.mode in ("P", "PA"):
+                remarks.append("palette, converted")
+            if image.getexif().get(0x0112, 1) != 1:
+                remarks.append("rotated by its EXIF orientation")
+            if getattr(image, "n_frames", 1) > 1:
+                remarks.append("animated, first frame used")
+            if _LARGE_PIXELS < image.width * image.height <= MAX_PIXELS:
+                remarks.append(f"{image.width * image.height / 1e6:.0f} megapixels, slow to decode")
     except Exception:  # decode() reports what is wrong with it
         return ""
     return "; ".join(remarks)

@@ -43,15 +43,16 @@ def flip_rate(logits: Floats, reference: Floats) -> float:
 def sqnr_db(values: Floats, reference: Floats) -> float:
     """Returns the signal-to-quantization-noise ratio in dB: power of the reference over that of the error.
 
-    Equal arrays give 300, silence distorted gives -300, so that the result stays finite (JSON has no infinity).
+    Equal arrays give 300; silence distorted, infinity and NaN give -300, so that the result stays finite (JSON
+    has no infinity).
     """
     signal = float(np.square(reference, dtype=np.float64).sum())
     noise = float(np.square(values.astype(np.float64) - reference.astype(np.float64)).sum())
     if noise == 0.0:
         return 300.0
-    if signal == 0.0:
+    if signal == 0.0 or not np.isfinite(noise):
         return -300.0
-    return float(np.clip(10 * np.log10(signal / noise), -300.0, 300.0))
+    return float(np.clip(10 * (np.log10(signal) - np.log10(noise)), -300.0, 300.0))
 
 
 def confusion_matrix(predicted: Ints, labels: Ints, classes: int) -> NDArray[np.int64]:

@@ -7,18 +7,21 @@ second implementation to disagree with. It needs Pillow and numpy.
 from __future__ import annotations
 
 import io
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from edgetl.errors import PictureError
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["MAX_PIXELS", "Picture", "decode", "preprocess"]
+__all__ = ["MAX_PIXELS", "Picture", "decode", "preprocess", "without_warnings"]
 
 Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
@@ -26,6 +29,16 @@ Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 MAX_PIXELS = 89_478_485
 
 _GREY = 114
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _RESAMPLE = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -64,21 +77,31 @@ def decode(picture: Picture, spec: PreprocessSpec) -> Image.Image:
         PictureError: As for `preprocess`.
     """
     if isinstance(picture, Image.Image):
-        return _converted(picture, spec)
+        with _decoding("Pillow image"):
+            _check_pixels(picture, "Pillow image")
+            return _converted(picture, spec)
     if isinstance(picture, np.ndarray):
         return _converted(_image_from_array(picture), spec)
+    if not isinstance(picture, str | Path | bytes):
+        raise PictureError(
+            f"{type(picture).__name__} is not a picture: give a path, bytes, a Pillow image or a uint8 array"
+        )
     name = "picture bytes" if isinstance(picture, bytes) else str(picture)
-    source = io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)
     if isinstance(picture, bytes) and not picture:
         raise PictureError(f"{name}: empty")
+    with _decoding(name), Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)) as image:
+        _check_pixels(image, name)
+        if spec.decode == "reduced":
+            _reduce_jpeg(image, spec)
+        return _converted(image, spec)
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turns whatever Pillow raises into a PictureError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(source) as image:
-                _check_pixels(image, name)
-                if spec.decode == "reduced":
-                    _reduce_jpeg(image, spec)
-                return _converted(image, spec)
+        with without_warnings():
+            yield
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -87,9 +110,35 @@ def decode(picture: Picture, spec: PreprocessSpec) -> Image.Image:
         raise PictureError(f"{name}: is not a picture that can be read (or is empty)") from None
     except FileNotFoundError:
         raise PictureError(f"{name}: no such file") from None
-    # Pillow's decoders raise almost anything on damaged data.
-    except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, OverflowError) as error:
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         raise PictureError(f"{name}: cannot be decoded ({_one_line(error)})") from None
+
+
+_quiet = ExitStack()
+_quiet_count = 0
+_quiet_lock = threading.Lock()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silences Pillow's remarks on odd files while any thread is in the block.
+
+    Threads that enter and leave ``warnings.catch_warnings`` crosswise restore each other's filters and
+    leave the whole process silent; counting them does not.
+    """
+    global _quiet_count
+    with _quiet_lock:
+        if _quiet_count == 0:
+            _quiet.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _quiet_count += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_count -= 1
+            if _quiet_count == 0:
+                _quiet.close()
 
 
 def _one_line(error: BaseException) -> str:
@@ -125,18 +174,33 @@ def _image_from_array(array: NDArray[np.uint8]) -> Image.Image:
 
 
 def _converted(image: Image.Image, spec: PreprocessSpec) -> Image.Image:
+    image.load()
     if spec.exif:
-        image = ImageOps.exif_transpose(image)
+        image = _upright(image)
     if image.mode == spec.color and "transparency" not in image.info:
-        image.load()
         return image
     if image.mode.startswith(("I", "F")):
         image = _eight_bit(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode == "La":  # Pillow knows one way out of it
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = Image.new("RGBA", layer.size, "white")
         image.alpha_composite(layer)
     return image.convert(spec.color)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Applies the EXIF orientation. Pillow's own function refuses sound pixels for any damaged field beside it."""
+    try:
+        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return image
+    if method is None:
+        return image
+    image = image.transpose(method)
+    image.info = {name: value for name, value in image.info.items() if name == "transparency"}
+    return image
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "color": get_args(Color),
 }
 _MAX_SIDE = 8192
+_LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,18 @@ class PreprocessSpec:
         expected = "center" if self.mode == "shortest" else "none"
         if self.crop != expected:
             raise SpecError(f'preprocess.crop is "{self.crop}": mode "{self.mode}" goes with "{expected}"')
+        if self.interpolation == "lanczos" and not self.antialias:
+            raise SpecError('preprocess.interpolation "lanczos" needs antialias: set it to true, or take "bicubic"')
 
     def _check_normalization(self) -> None:
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
                 raise SpecError(f"preprocess.{name} has {len(values)} values, {self.color} has {self.channels}")
-            if not all(math.isfinite(v) for v in values):
-                raise SpecError(f"preprocess.{name} is {values}: every value must be finite")
-        if min(self.std) <= 0 or not 0 < self.scale < math.inf:
-            raise SpecError("preprocess.std and preprocess.scale must be greater than 0")
+            if not all(abs(v) <= _LARGEST_FLOAT32 for v in values):
+                raise SpecError(f"preprocess.{name} is {values!s:.80}: every value must be finite in float32")
+        if min(self.std) <= 0 or not 0 < self.scale <= _LARGEST_FLOAT32:
+            raise SpecError("preprocess.std and preprocess.scale must be greater than 0, and finite in float32")
 
     @property
     def channels(self) -> int:
@@ -154,6 +156,9 @@ class ModelSpec:
         if len(set(self.labels)) != len(self.labels):
             twice = next(label for label in self.labels if self.labels.count(label) > 1)
             raise SpecError(f'labels names "{twice}" twice: labels must be different')
+        for label in self.labels:
+            if label.splitlines() != [label] or not _is_utf8(label):
+                raise SpecError(f"labels has {label!r:.80}: a label is one line of text, not empty")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -191,12 +196,21 @@ class ModelSpec:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"{path}: is not JSON ({error})") from None
         try:
             return cls.from_dict(data)
         except SpecError as error:
             raise SpecError(f"{path}: {error}") from None
+
+
+def _is_utf8(text: str) -> bool:
+    """A folder's name that is not UTF-8 reaches Python with surrogates, which no file takes back."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _jsonable(data: dict[str, Any]) -> dict[str, Any]:

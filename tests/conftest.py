@@ -1,1 +1,25 @@
+"""Fixtures that several folders of tests share; the functions behind them are in tiny.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from tiny import write_tiny_bundle
+
+from edgetl import host
+
 pytest_plugins = ["fixtures_trained"]
+
+# The same examples each time, and no limit that a busy machine would break.
+settings.register_profile("edgetl", deadline=None, derandomize=True)
+settings.load_profile("edgetl")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with fp32 and this processor's INT8 form, which is recommended. Not to be changed."""
+    root = tmp_path_factory.mktemp("bundle") / "tiny.edgetl"
+    native = f"int8-{host.arch()}"
+    return write_tiny_bundle(root, ("fp32", native), recommended=True, reason="0.5 x FP32's latency")

@@ -20,6 +20,8 @@ from edgetl.errors import BackboneError, require
 from edgetl.spec import Interpolation, PreprocessSpec
 
 __all__ = [
+    "SMALL_CNN",
+    "SmallCNN",
     "backbone_names",
     "default_labels",
     "default_preprocess",

@@ -16,6 +16,8 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
+__all__ = ["main"]
+
 _STEADY = 0.03
 _WINDOW = 12
 _LONGEST_WARM_UP_S = 4.0

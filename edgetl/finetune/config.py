@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from edgetl.errors import InputError
 
-__all__ = ["FinetuneConfig"]
+__all__ = ["FinetuneConfig", "parse_strategy"]
 
 Optimizer = Literal["adamw", "sgd"]
 Augment = Literal["none", "light", "standard"]

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from edgetl.errors import Interrupted
 from edgetl.finetune.data import EpochSampler
 
-__all__ = ["FitResult", "Row", "Settings", "fit"]
+__all__ = ["FitResult", "Row", "Settings", "evaluate_logits", "fit"]
 
 Row = dict[str, float | int | str]
 Progress = Callable[[str, int, int, str], None]

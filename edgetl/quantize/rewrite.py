@@ -14,7 +14,7 @@ from edgetl.quantize.graph import Graph
 from edgetl.quantize.placement import Placement, weight_axis
 from edgetl.quantize.targets import Target
 
-__all__ = ["activation_parameters", "quantize_graph", "weight_parameters"]
+__all__ = ["Range", "activation_parameters", "quantize_graph", "weight_parameters"]
 
 Range = tuple[float, float]
 _WEIGHT_LIMIT = 127

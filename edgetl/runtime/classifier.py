@@ -20,7 +20,7 @@ from edgetl.runtime.ort import OrtSession
 from edgetl.runtime.session import Session
 from edgetl.spec import ModelSpec
 
-__all__ = ["ENGINES", "Classifier", "Prediction", "choose_variant", "load"]
+__all__ = ["ENGINES", "Classifier", "Prediction", "choose_variant", "load", "session_for"]
 
 ENGINES = ("auto", "cpu")
 
