@@ -107,14 +107,13 @@ class _Converter:
         return self._cast_names[key]
 
     def _cast_output(self, name: str) -> None:
-        """Renames what makes an output, so that the cast can take its name."""
+        """Gives the output's name to its FP32 cast, which quantizers may share, and another to what it reads."""
         if name not in self._half:
             return
-        inner = f"{name}_inner"
+        renamed = {self._as_type(name, TensorProto.FLOAT): name, name: f"{name}_inner"}
         for node in self._nodes:
-            node.input[:] = [inner if n == name else n for n in node.input]
-            node.output[:] = [inner if n == name else n for n in node.output]
-        self._nodes.append(helper.make_node("Cast", [inner], [name], name=f"cast_{name}_fp32", to=TensorProto.FLOAT))
+            node.input[:] = [renamed.get(n, n) for n in node.input]
+            node.output[:] = [renamed.get(n, n) for n in node.output]
 
 
 def _half_tensor(tensor: TensorProto, name: str) -> TensorProto:
