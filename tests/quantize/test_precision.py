@@ -125,7 +125,7 @@ def test_scales_stay_float32_and_an_output_that_is_quantized_is_cast_once():
     check(result)
     before, after = graphs.constants_of(single), graphs.constants_of(result)
     scales = [name for name in before if name.endswith("_scale")]
-    assert len(scales) == 21  # 11 tensors, for the skip of add1 is the input of conv1 too, and 10 weights
+    assert len(scales) == 20  # 12 inputs, of which two tensors are taken twice, and 10 weights
     for name in scales:
         np.testing.assert_array_equal(after[name], before[name])
     assert [n.name for n in graphs.nodes_of(result, "Cast") if "embedding" in n.output] == ["cast_embedding_fp32"]

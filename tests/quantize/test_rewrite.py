@@ -122,7 +122,7 @@ def test_weight_parameters_by_hand():
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_damaged_weight_is_refused_by_name(value):
     model = graphs.cnn(["conv"])
-    good = {n: (0.0, 1.0) for n in place(Graph(model), TARGETS[0]).tensors(Graph(model))}
+    good = dict.fromkeys(place(Graph(model), TARGETS[0]).tensors(Graph(model)), (0.0, 1.0))
     tensor = next(t for t in model.graph.initializer if t.name == "conv1_weight")
     values = numpy_helper.to_array(tensor).copy()
     values[1, 2, 0, 0] = value
