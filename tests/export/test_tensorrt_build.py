@@ -7,11 +7,7 @@ import tensorrt_builder
 from edgetl.quantize import QuantizeConfig, calibrate, write_fp16, write_int8
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-pytestmark = [
-    pytest.mark.slow,
-    # its module, when it is imported, still asks the C API for something deprecated
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Where quantizers go: each rule of each target on graphs that show it."""
 
+import numpy as np
 import onnx_graphs as graphs
 import pytest
 from hypothesis import given, settings
@@ -90,7 +91,7 @@ def test_an_addition_without_a_convolution_is_left_alone():
     b = graphs.Builder()
     x = b.normalize("pictures", (16, 16))
     y = b.node("Add", b.relu(x), b.node("Sigmoid", x))
-    y = b.node("Add", y, b.constant("offset", graphs.np.ones((1, 3, 1, 1), graphs.np.float32)))
+    y = b.node("Add", y, b.constant("offset", np.ones((1, 3, 1, 1), np.float32)))
     b.dense(b.node("Flatten", b.node("GlobalAveragePool", b.conv(y, 3, 4))), 4, 5, "gemm", output="logits")
     graph = Graph(
         b.model(

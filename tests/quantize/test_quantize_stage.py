@@ -52,9 +52,8 @@ def test_every_method_and_target_gives_a_file_that_answers_alike(float_model, tm
         assert result.spec == float_model.spec
         onnx.checker.check_model(load_onnx(path), full_check=True)
         assert graphs.sqnr(expected, answers(result, pictures)["logits"]) > 20
-        wide = {onnx.TensorProto.FLOAT16} if target == "tensorrt" else set()
         stored = {t.data_type for t in load_onnx(path).graph.initializer}
-        assert (onnx.TensorProto.FLOAT16 in stored) == bool(wide)
+        assert (onnx.TensorProto.FLOAT16 in stored) == (target == "tensorrt")
         assert (onnx.TensorProto.UINT8 in stored) == (target == "x86")
 
 

@@ -36,6 +36,7 @@ def quantized(model, target, pictures, keep_float=()):
 
 
 @each_target
+@settings(deadline=None)
 @given(st.tuples(ends, ends).map(sorted))
 def test_activation_parameters_cover_the_range_and_hold_zero(target, limits):
     low, high = limits
@@ -54,6 +55,7 @@ def test_activation_parameters_cover_the_range_and_hold_zero(target, limits):
 
 
 @each_target
+@settings(deadline=None)
 @given(st.tuples(ends, ends).map(sorted).filter(lambda r: max(map(abs, r)) > 1e-6))
 def test_activation_parameters_waste_no_levels(target, limits):
     scale, _ = activation_parameters(tuple(limits), target)
