@@ -33,14 +33,19 @@ def onnx_from_foreign(source: Path, spec: ModelSpec, path: Path) -> OnnxModel:
     model = load_onnx(source)
     model = _at_our_opset(model, source)
     _check_output(model, spec, source)
+    _store_constants(model)
     moving = _only_input(model, source)
+    height, width, channels = spec.preprocess.input_shape
     if moving.type.tensor_type.elem_type == TensorProto.FLOAT:
-        _prepend_preprocessing(model, moving, spec, source)
-    elif moving.type.tensor_type.elem_type != TensorProto.UINT8:
+        _check_input(moving, (channels, height, width), source)
+        _prepend_preprocessing(model, moving, spec)
+    elif moving.type.tensor_type.elem_type == TensorProto.UINT8:
+        _check_input(moving, (height, width, channels), source)
+    else:
         raise ExportError(f"{source}: takes neither float32 (N, C, H, W) nor uint8 (N, H, W, C)")
     _free_batch(model)
     _name_nodes(model)
-    _name_outputs(model)
+    _name_outputs(model, source)
     _fold(model, spec, source, path)
     return OnnxModel(path, spec, "fp32", "any", sha256_of(path), sha256_of(source))
 
@@ -79,16 +84,31 @@ def _check_output(model: onnx.ModelProto, spec: ModelSpec, source: Path) -> None
         )
 
 
-def _prepend_preprocessing(model: onnx.ModelProto, moving: onnx.ValueInfoProto, spec: ModelSpec, source: Path) -> None:
-    height, width, channels = spec.preprocess.input_shape
+def _store_constants(model: onnx.ModelProto) -> None:
+    """Turns Constant nodes that hold a tensor into initializers, so that shapes are found in one place."""
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            model.graph.initializer.append(node.attribute[0].t)
+            model.graph.initializer[-1].name = node.output[0]
+        else:
+            model.graph.node.append(node)
+
+
+def _check_input(moving: onnx.ValueInfoProto, wanted: tuple[int, int, int], source: Path) -> None:
     dims = [d.dim_value for d in moving.type.tensor_type.shape.dim]
-    if len(dims) != 4 or any(
-        has not in (0, want) for has, want in zip(dims[1:], (channels, height, width), strict=True)
-    ):
+    if len(dims) != 4 or any(has not in (0, want) for has, want in zip(dims[1:], wanted, strict=True)):
         raise ExportError(
-            f"{source}: its input {moving.name} has shape {dims}, the spec says (N, {channels}, {height}, {width}); "
+            f"{source}: its input {moving.name} has shape {dims}, the spec says (N, {', '.join(map(str, wanted))}); "
             "mend preprocess.size or preprocess.color in the spec"
         )
+
+
+def _prepend_preprocessing(model: onnx.ModelProto, moving: onnx.ValueInfoProto, spec: ModelSpec) -> None:
+    height, width, channels = spec.preprocess.input_shape
+    for node in model.graph.node:  # the float tensor may have the name that the uint8 input takes
+        node.input[:] = ["edgetl_normalized" if name == moving.name else name for name in node.input]
     scale = spec.preprocess.scale
     wide = (1, channels, 1, width)  # see edgetl.export.onnx on why the width is spelled out
     for name, values in (("edgetl_mean", spec.preprocess.mean), ("edgetl_std", spec.preprocess.std)):
@@ -100,7 +120,7 @@ def _prepend_preprocessing(model: onnx.ModelProto, moving: onnx.ValueInfoProto, 
         helper.make_node("Cast", ["pictures"], ["edgetl_float"], name="edgetl_cast", to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["edgetl_float"], ["edgetl_nchw"], name="edgetl_transpose", perm=[0, 3, 1, 2]),
         helper.make_node("Sub", ["edgetl_nchw", "edgetl_mean"], ["edgetl_centred"], name="edgetl_sub"),
-        helper.make_node("Div", ["edgetl_centred", "edgetl_std"], [moving.name], name="edgetl_div"),
+        helper.make_node("Div", ["edgetl_centred", "edgetl_std"], ["edgetl_normalized"], name="edgetl_div"),
     ]
     nodes = [*steps, *model.graph.node]
     del model.graph.node[:], model.graph.input[:]
@@ -134,13 +154,15 @@ def _name_nodes(model: onnx.ModelProto) -> None:
         seen.add(node.name)
 
 
-def _name_outputs(model: onnx.ModelProto) -> None:
+def _name_outputs(model: onnx.ModelProto, source: Path) -> None:
     """Renames the first output to ``logits``; what the last layer sees becomes ``embedding``."""
     old = model.graph.output[0].name
     names = {name for node in model.graph.node for name in [*node.input, *node.output]}
     if old != "logits":
         if "logits" in names:
-            raise ExportError('an inner tensor is named "logits"; rename it, the first output takes that name')
+            raise ExportError(
+                f'{source}: an inner tensor is named "logits"; rename it, the first output takes that name'
+            )
         for node in model.graph.node:
             node.input[:] = ["logits" if n == old else n for n in node.input]
             node.output[:] = ["logits" if n == old else n for n in node.output]

@@ -23,6 +23,7 @@ from edgetl.quantize.graph import Graph
 __all__ = ["BINS", "Observation", "observe"]
 
 BINS = 2048
+_LARGEST = float(np.finfo(np.float32).max)  # what pooling makes of a map that holds nothing but NaN
 _SAMPLE_SIDE = 14  # a map is sampled on a grid of about this many points a side, over all its channels
 
 
@@ -31,7 +32,7 @@ class Observation:
     """One tensor's values over all calibration pictures.
 
     Attributes:
-        low: Smallest value seen.
+        low: Smallest value seen; 0 for what ReLU, Sigmoid and their like make.
         high: Largest value seen.
         limit: Upper edge of the histogram, a power of two times its first value.
         counts: (BINS,), how many sampled magnitudes fell in each of BINS equal bins from 0 to ``limit``.
@@ -48,16 +49,15 @@ class Observation:
         peak = max(abs(low), abs(high))
         if self.counts is None:
             self.counts = np.zeros(BINS, np.int64)
+        if self.limit == 0.0:  # only zeros so far, and the first bin is theirs at any limit
             self.limit = peak
-        if self.limit == 0.0:  # only zeros so far
-            self.counts, self.limit = np.zeros(BINS, np.int64), peak
         while peak > self.limit:
             merged = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([merged, np.zeros(BINS - len(merged), np.int64)])
             self.limit *= 2
-        if self.limit > 0.0:
-            index = np.minimum((np.abs(sample.ravel()) * (BINS / self.limit)).astype(np.int64), BINS - 1)
-            self.counts += np.bincount(index, minlength=BINS)
+        bins_per_unit = BINS / self.limit if self.limit > 0.0 else 0.0  # overflows float32 for the faintest of tensors
+        index = np.minimum((np.abs(sample.ravel()).astype(np.float64) * bins_per_unit).astype(np.int64), BINS - 1)
+        self.counts += np.bincount(index, minlength=BINS)
 
 
 def observe(
@@ -91,29 +91,36 @@ def observe(
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(
-        _with_probes(model, probes).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    outputs = [name for probe in probes for name in probe.outputs]
+    answers = [name for name in graph.outputs if graph.is_float(name)]
+    outputs = list(dict.fromkeys([*answers, *(name for probe in probes for name in probe.outputs)]))
+    probed = _with_probes(model, probes, outputs)
+    session = ort.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found = {name: Observation() for name in wanted}
     done = 0
     input_name = model.graph.input[0].name
     for batch in batches:
-        values = dict(zip(outputs, session.run(outputs, {input_name: batch}), strict=True)) if outputs else {}
+        values = dict(zip(outputs, session.run(outputs, {input_name: batch}), strict=True))
         for probe in probes:
             sample, low, high = probe.read(values)
-            if not (np.isfinite(low) and np.isfinite(high)):
-                raise QuantizationError(
-                    f'activation "{probe.name}" holds NaN or infinity on calibration pictures; the network is damaged: '
-                    "train it again at a lower rate"
-                )
+            if not all(abs(value) < _LARGEST for value in (low, high, sample.min(), sample.max())):
+                raise _damaged(probe.name)
             found[probe.name].add(sample, low, high)
+        for name in answers:  # a maximum ignores a NaN between the points of the grid; what follows from it does not
+            if not np.isfinite(values[name]).all():
+                raise _damaged(name)
         done += len(batch)
         if on_progress is not None:
             on_progress(done)
     if not done:
         raise QuantizationError("no calibration pictures: INT8 needs some; give --data")
     return found
+
+
+def _damaged(name: str) -> QuantizationError:
+    return QuantizationError(
+        f'activation "{name}" holds NaN or infinity on calibration pictures; the network is damaged: '
+        "train it again at a lower rate"
+    )
 
 
 class _Probe:
@@ -155,11 +162,11 @@ class _Probe:
         return parts[0], low, float(parts[1].max())
 
 
-def _with_probes(model: onnx.ModelProto, probes: Sequence[_Probe]) -> onnx.ModelProto:
+def _with_probes(model: onnx.ModelProto, probes: Sequence[_Probe], outputs: Sequence[str]) -> onnx.ModelProto:
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
     del probed.graph.output[:]
     for probe in probes:
         probed.graph.node.extend(probe.nodes)
-        probed.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in probe.outputs)
+    probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
     return probed

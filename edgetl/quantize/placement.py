@@ -11,9 +11,10 @@ import onnx
 from edgetl.quantize.graph import Graph
 from edgetl.quantize.targets import Target
 
-__all__ = ["Placement", "place", "weight_axis"]
+__all__ = ["Placement", "names_of", "place", "weight_axis"]
 
 _ACTIVATIONS = frozenset({"Relu", "Clip"})
+_TAIL = frozenset({"Flatten", "Reshape", "Squeeze", "Add", "Identity", "Softmax", "LogSoftmax"})
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ def place(graph: Graph, target: Target, keep_float: Sequence[str] = ()) -> Place
         target: Rules.
         keep_float: Patterns (``*`` and ``?``) of nodes, weights or tensors to leave in float.
     """
+    kept = _kept_names(graph, keep_float)
     edges: list[tuple[str, int]] = []
     weights: list[tuple[str, int]] = []
     results: list[str] = []
     spared: list[tuple[str, str]] = []
     for node in graph.nodes:
         if node.op_type in target.weighted and _has_weight(graph, node):
-            reason = _spare(graph, node, target, keep_float)
+            reason = _spare(graph, node, target, kept)
             if reason:
                 spared.append((node.name, reason))
                 continue
@@ -60,10 +62,11 @@ def place(graph: Graph, target: Target, keep_float: Sequence[str] = ()) -> Place
             weights.append((node.name, 1))
             if target.outputs:
                 results.append(_behind_activation(graph, node.output[0]))
-        elif node.op_type == "Add" and target.residual_only:
+        elif node.op_type == "Add" and target.residual_only and not kept.intersection(names_of(node)):
             edges += [(node.name, index) for index in _residual_inputs(graph, node, target)]
+    results = [name for name in results if name not in kept]
     if target.carried:
-        carried_edges, carried_results = _carry(graph, target, set(results))
+        carried_edges, carried_results = _carry(graph, target, set(results), kept)
         edges += carried_edges
         results += carried_results
     return Placement(tuple(edges), tuple(weights), tuple(dict.fromkeys(results)), tuple(spared))
@@ -78,6 +81,16 @@ def weight_axis(node: onnx.NodeProto) -> int:
     return 1 if node.op_type == "MatMul" else 0
 
 
+def names_of(node: onnx.NodeProto) -> set[str]:
+    """Returns the names that a pattern may know a node by: its own, and those of what it takes and makes."""
+    return {node.name, *node.input, *node.output}
+
+
+def _kept_names(graph: Graph, patterns: Sequence[str]) -> set[str]:
+    names = {name for node in graph.nodes for name in names_of(node)} if patterns else set()
+    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
 def _has_weight(graph: Graph, node: onnx.NodeProto) -> bool:
     return (
         len(node.input) > 1
@@ -88,9 +101,8 @@ def _has_weight(graph: Graph, node: onnx.NodeProto) -> bool:
     )
 
 
-def _spare(graph: Graph, node: onnx.NodeProto, target: Target, keep_float: Sequence[str]) -> str:
-    names = (node.name, *node.input, *node.output)
-    if any(fnmatchcase(name, pattern) for name in names for pattern in keep_float):
+def _spare(graph: Graph, node: onnx.NodeProto, target: Target, kept: set[str]) -> str:
+    if kept.intersection(names_of(node)):
         return "kept by request"
     if _leads_to_output(graph, node.output[0]):
         return "last layer"
@@ -107,10 +119,10 @@ def _group(node: onnx.NodeProto) -> int:
 
 
 def _leads_to_output(graph: Graph, name: str) -> bool:
-    """Tells whether a tensor is the logits, perhaps behind a reshape or the addition of a bias."""
+    """Tells whether a tensor is the logits, perhaps behind a reshape, the addition of a bias or a softmax."""
     while name not in graph.outputs:
         node = graph.only_consumer(name)
-        if node is None or node.op_type not in ("Flatten", "Reshape", "Squeeze", "Add", "Identity"):
+        if node is None or node.op_type not in _TAIL:
             return False
         name = node.output[0]
     return True
@@ -134,7 +146,9 @@ def _residual_inputs(graph: Graph, node: onnx.NodeProto, target: Target) -> list
     return [0 if depths[0] < depths[1] else 1]
 
 
-def _carry(graph: Graph, target: Target, quantized: set[str]) -> tuple[list[tuple[str, int]], list[str]]:
+def _carry(
+    graph: Graph, target: Target, quantized: set[str], kept: set[str]
+) -> tuple[list[tuple[str, int]], list[str]]:
     """Spreads quantization through ops that have integer kernels and stand between quantized tensors."""
     edges: list[tuple[str, int]] = []
     results: list[str] = []
@@ -144,8 +158,11 @@ def _carry(graph: Graph, target: Target, quantized: set[str]) -> tuple[list[tupl
             continue
         if not all(name in known for name in node.input) or not graph.is_float(node.output[0]):
             continue
+        if kept.intersection(names_of(node)):
+            continue
         edges += [(node.name, index) for index in range(len(node.input))]
         result = _behind_activation(graph, node.output[0])
-        results.append(result)
-        known.add(result)
+        if result not in kept:
+            results.append(result)
+            known.add(result)
     return edges, results

@@ -16,7 +16,8 @@ __all__ = ["fp16_from_fp32"]
 # What may stand between the uint8 input and the first layer: it stays FP32, engines fuse it into one kernel.
 _PREPROCESSING = frozenset({"Cast", "Transpose", "Sub", "Div", "Mul", "Add", "Reshape", "Resize", "Concat", "Slice"})
 # Q/DQ stay FP32: with float16 scales onnxruntime gave wrong answers, and opset 18 does not allow them.
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+# Constants are cast where they are used.
+_SINGLE = frozenset({"QuantizeLinear", "DequantizeLinear", "Constant", "ConstantOfShape"})
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
@@ -44,7 +45,7 @@ class _Converter:
         graph = self._graph
         stays = self._preprocessing()
         for node in graph.nodes:
-            self._add(node, single=node.op_type in _QUANTIZERS or node.output[0] in stays)
+            self._add(node, single=node.op_type in _SINGLE or node.output[0] in stays)
         for name in graph.outputs:
             self._cast_output(name)
         converted = onnx.ModelProto()
@@ -72,7 +73,7 @@ class _Converter:
         copy.CopyFrom(node)
         wanted = TensorProto.FLOAT if single else TensorProto.FLOAT16
         for index, name in enumerate(node.input):
-            if name and self._graph.is_float(name):
+            if name and self._graph.is_float(name) and not (node.op_type == "Resize" and index > 0):
                 copy.input[index] = self._as_type(name, wanted)
         self._nodes.append(copy)
         if single:
@@ -80,8 +81,6 @@ class _Converter:
         for attribute in copy.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.FLOAT16
-            if node.op_type in ("Constant", "ConstantOfShape") and attribute.t.data_type == TensorProto.FLOAT:
-                attribute.t.CopyFrom(_half_tensor(attribute.t, attribute.t.name))
         self._half.update(name for name in node.output if self._graph.is_float(name))
 
     def _as_type(self, name: str, wanted: int) -> str:
@@ -107,14 +106,13 @@ class _Converter:
         return self._cast_names[key]
 
     def _cast_output(self, name: str) -> None:
-        """Renames what makes an output, so that the cast can take its name."""
+        """Gives the output's name to its FP32 cast, which quantizers may share, and another to what it reads."""
         if name not in self._half:
             return
-        inner = f"{name}_inner"
+        renamed = {self._as_type(name, TensorProto.FLOAT): name, name: f"{name}_inner"}
         for node in self._nodes:
-            node.input[:] = [inner if n == name else n for n in node.input]
-            node.output[:] = [inner if n == name else n for n in node.output]
-        self._nodes.append(helper.make_node("Cast", [inner], [name], name=f"cast_{name}_fp32", to=TensorProto.FLOAT))
+            node.input[:] = [renamed.get(n, n) for n in node.input]
+            node.output[:] = [renamed.get(n, n) for n in node.output]
 
 
 def _half_tensor(tensor: TensorProto, name: str) -> TensorProto:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from edgetl.artifacts import OnnxModel, sha256_of
 from edgetl.errors import InputError, QuantizationError
 from edgetl.quantize.graph import Graph, load_onnx, save_onnx
 from edgetl.quantize.observe import observe
-from edgetl.quantize.placement import place
+from edgetl.quantize.placement import names_of, place
 from edgetl.quantize.precision import fp16_from_fp32
 from edgetl.quantize.rewrite import Range, quantize_graph
 from edgetl.quantize.targets import TARGETS, Target, target_named
@@ -149,12 +150,21 @@ def write_int8(
     target: Target = target_named(target_name)
     graph = Graph(load_onnx(float_model.path))
     placement = place(graph, target, keep_fp16)
-    spared = [name for name, reason in placement.spared if reason == "kept by request"]
-    if keep_fp16 and not spared:
-        raise QuantizationError(f"--keep-fp16 {' '.join(keep_fp16)}: names no layer; see edgetl inspect --layers")
+    _check_patterns(graph, target, keep_fp16)
+    unknown = sorted(placement.tensors(graph) - calibration.ranges.keys())
+    if unknown:
+        raise QuantizationError(f'no range of "{unknown[0]}": calibrate again with the same --keep-fp16')
     model = quantize_graph(graph, placement, calibration.ranges, target)
     save_onnx(fp16_from_fp32(model) if target.half else model, path)
     return OnnxModel(path, float_model.spec, "int8", target.name, sha256_of(path), float_model.sha256)
+
+
+def _check_patterns(graph: Graph, target: Target, patterns: Sequence[str]) -> None:
+    layers = [node for node in graph.nodes if node.op_type in target.weighted | target.carried | {"Add"}]
+    names = {name for node in layers for name in names_of(node)}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise QuantizationError(f"--keep-fp16 {pattern}: names no layer; see edgetl inspect --layers")
 
 
 def write_fp16(float_model: OnnxModel, path: Path) -> OnnxModel:

@@ -36,7 +36,8 @@ def range_of(observation: Observation, method: str) -> tuple[float, float]:
     if peak == 0.0 or observation.counts is None or observation.counts.sum() == 0:
         return min(observation.low, 0.0), max(observation.high, 0.0)
     threshold = min(peak, _THRESHOLDS[method](observation.counts.astype(np.float64), observation.limit, peak))
-    return max(observation.low, -threshold), min(observation.high, threshold)
+    low, high = np.clip((observation.low, observation.high), -threshold, threshold)
+    return float(low), float(high)
 
 
 def _max(_: Floats, __: float, peak: float) -> float:
@@ -49,15 +50,19 @@ def _percentile(counts: Floats, limit: float, _: float) -> float:
 
 
 def _mse(counts: Floats, limit: float, peak: float) -> float:
-    """Sweeps thresholds; the error of a bin is taken at its centre, weighted by its count."""
+    """Sweeps thresholds; the error of a bin is taken at its centre, weighted by its count.
+
+    The first bin is left out: it holds the zeros of ReLU, which every threshold represents exactly.
+    """
     centres = (np.arange(BINS) + 0.5) * limit / BINS
+    weights = np.concatenate([[0.0], counts[1:]])
     best, threshold = np.inf, peak
     for candidate in np.linspace(peak / _STEPS, peak, _STEPS) if peak > 0 else ():
         scale = candidate / (_LEVELS - 1)
         rounded = np.clip(np.round(centres / scale), 0, _LEVELS - 1) * scale
         # inside a level, values spread evenly: the error of rounding is at least scale^2 / 12
         error = np.where(centres <= candidate, scale * scale / 12, np.square(centres - rounded))
-        total = float((counts * error).sum())
+        total = float((weights * error).sum())
         if total < best:
             best, threshold = total, float(candidate)
     return threshold
@@ -74,7 +79,7 @@ def _entropy(counts: Floats, limit: float, peak: float) -> float:
     last = int(np.nonzero(histogram)[0].max(initial=0)) + 1
     if last <= _FIRST_BIN:
         return peak
-    candidates = range(_FIRST_BIN, last + 1, max(1, (last - _FIRST_BIN) // 256))
+    candidates = [*range(_FIRST_BIN, last, max(1, (last - _FIRST_BIN) // 256)), last]
     divergences = [(_divergence(histogram, size), size) for size in candidates]
     return float((min(divergences)[1]) * limit / BINS)
 
