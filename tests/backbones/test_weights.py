@@ -169,7 +169,7 @@ def test_default_weights_that_cannot_be_downloaded_tell_what_to_do(monkeypatch, 
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(
-        WeightsError, match="weights of squeezenet1_1 cannot be downloaded .*give a local file by --weights FILE"
+        WeightsError, match=r"weights of squeezenet1_1 cannot be downloaded .*give a local file by --weights FILE"
     ):
         load_pretrained("squeezenet1_1", "default")
 

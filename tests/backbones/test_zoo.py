@@ -95,7 +95,8 @@ def test_a_function_of_the_user_gives_a_backbone(tmp_path, monkeypatch):
     (tmp_path / "mine_nets.py").write_text(
         "from torch import nn\n"
         "def plain():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))\n"
+        "    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+        "    return nn.Sequential(body, nn.Linear(8, 4))\n"
     )
     monkeypatch.chdir(tmp_path)
     extractor = feature_extractor(full_model("mine_nets:plain"))
@@ -104,7 +105,7 @@ def test_a_function_of_the_user_gives_a_backbone(tmp_path, monkeypatch):
 
 def test_too_small_an_input_is_refused_with_what_to_do():
     tiny = PreprocessSpec(size=(8, 8), resize_to=8)
-    with pytest.raises(BackboneError, match="cannot take pictures of 8 x 8 x 3: .*choose another --size"):
+    with pytest.raises(BackboneError, match=r"cannot take pictures of 8 x 8 x 3: .*choose another --size"):
         feature_shape(feature_extractor(skeleton("alexnet")), tiny)
 
 

@@ -110,7 +110,7 @@ def test_keep_fp16_leaves_a_layer_in_float(transfer_run, new_digits, tmp_path, r
 
 
 def test_other_data_than_the_run_s_is_refused(transfer_run, digits, tmp_path, recorder):
-    with pytest.raises(ExportError, match="is not the data that .* was trained on"):
+    with pytest.raises(ExportError, match=r"is not the data that .* was trained on"):
         export_run(transfer_run, digits, ExportConfig(), tmp_path / "b.edgetl", reporter=recorder)
     assert list(tmp_path.iterdir()) == []
 
