@@ -59,12 +59,16 @@ def full_model(name: str, num_classes: int | None = None) -> nn.Module:
         return SmallCNN(**keywords)
     if name.startswith("timm/"):
         return _from_timm(name, keywords)
-    if name not in tv.list_models(module=torchvision.models):
-        raise BackboneError(_unknown(name))
+    _check_torchvision(name)
     if name in ("googlenet", "inception_v3"):
         keywords |= {"init_weights": False, "aux_logits": True}
     model: nn.Module = tv.get_model(name, weights=None, **keywords)
     return model
+
+
+def _check_torchvision(name: str) -> None:
+    if name not in tv.list_models(module=torchvision.models):
+        raise BackboneError(_unknown(name))
 
 
 class _StorageOnMeta(TorchFunctionMode):
@@ -301,11 +305,13 @@ def default_preprocess(name: str, weights_file: str = "") -> PreprocessSpec:
 
 def default_weights(name: str) -> Any:
     """Returns torchvision's newest weights for a name; ViT-H's were made for another input size than its default."""
+    _check_torchvision(name)
     presets = tv.get_model_weights(name)
     return presets.IMAGENET1K_SWAG_LINEAR_V1 if name == "vit_h_14" else presets.DEFAULT
 
 
 def _torchvision_preprocess(name: str, weights_file: str) -> PreprocessSpec:
+    _check_torchvision(name)
     presets = list(tv.get_model_weights(name))
     chosen = next((w for w in presets if weights_file and w.url.endswith("/" + weights_file)), None)
     if chosen is None:  # a file of unknown origin: the first, classic recipe

@@ -119,11 +119,11 @@ class Display:
             (
                 v.name,
                 f"{v.bytes / 1e6:.2f}",
-                percent(v.metrics["top1"]),
-                points(v.metrics["top1_drop"]),
-                percent(v.metrics["flip_rate"]),
-                f"{v.metrics['sqnr_db']:.1f}" if v.name != "fp32" else "",
-                _ratio(v.metrics["latency_ratio"]),
+                percent(v.metrics.get("top1")),
+                points(v.metrics.get("top1_drop")),
+                percent(v.metrics.get("flip_rate")),
+                "" if v.name == "fp32" or v.metrics.get("sqnr_db") is None else f"{v.metrics['sqnr_db']:.1f}",
+                _ratio(v.metrics.get("latency_ratio")),
                 {True: "yes", False: "no", None: ""}[v.recommended],
             )
             for v in variants
