@@ -175,6 +175,8 @@ def open_bundle(root: str | Path) -> Bundle:
         variants = tuple(_variant(entry, files) for entry in manifest["variants"])
         for name in files:
             _check_name(name)
+        if len({variant.name for variant in variants}) != len(variants):
+            raise ValueError("two variants of one name")
     except SpecError as error:
         raise BundleError(f"{root / _MANIFEST}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 from edgetl.artifacts import canonical_json, new_folder
-from edgetl.errors import DatasetError, PictureError, require
+from edgetl.errors import DatasetError, InputError, PictureError, require
 from edgetl.preprocess import MAX_PIXELS, decode, without_warnings
 from edgetl.spec import PreprocessSpec
 
@@ -151,6 +151,8 @@ def open_dataset(
     if not 0 < val_fraction < 1:
         raise DatasetError(f"val fraction is {val_fraction}: it must be between 0 and 1")
     name = str(source)
+    if isinstance(source, Path) and name in BUILT_IN:  # a folder of that name
+        name = f"./{name}"
     found = list(_discover(name))
     if not found:
         raise DatasetError(f"{name}: holds no pictures ({', '.join(sorted(EXTENSIONS))}); expected {_LAYOUTS}")
@@ -240,7 +242,11 @@ def _digits_folder() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetl"
     folder = cache / "digits-1"
     if not folder.is_dir():
-        write_digits(folder)
+        try:
+            write_digits(folder)
+        except InputError:
+            if not folder.is_dir():  # else another process was faster
+                raise
     return folder
 
 

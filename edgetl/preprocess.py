@@ -231,7 +231,7 @@ def _shortest(image: Image.Image, spec: PreprocessSpec) -> tuple[int, int]:
     side = spec.resize_to or max(spec.size)
     short, long = sorted((image.width, image.height))
     scaled = int(side * long / short)
-    if scaled > 64 * side:
+    if scaled > 64 * side or scaled * side > MAX_PIXELS:
         raise PictureError(f"picture of {image.width} x {image.height} pixels: too narrow to be classified")
     return (side, scaled) if image.width <= image.height else (scaled, side)
 

@@ -63,13 +63,24 @@ class OrtSession:
         self._check(name)
 
     def _check(self, name: str) -> None:
-        inputs = self._session.get_inputs()
+        """Refuses a graph that does not fit its spec, before a picture is fed to it."""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
             shown = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
             raise EngineError(f"{name}: must take one tensor(uint8) of (N, H, W, C), it takes {shown}")
         self._input = inputs[0].name
-        if "logits" not in self._outputs:
+        logits = next((output for output in outputs if output.name == "logits"), None)
+        if logits is None:
             raise EngineError(f'{name}: must have an output "logits", it has {", ".join(self._outputs)}')
+        for what, shape, wanted in (
+            ("pictures", inputs[0].shape[1:], self.spec.preprocess.input_shape),
+            ("logits", logits.shape[1:], (len(self.spec.labels),)),
+        ):
+            fits = len(shape) == len(wanted) and all(
+                has == want or not isinstance(has, int) for has, want in zip(shape, wanted, strict=True)
+            )
+            if not fits:
+                raise EngineError(f"{name}: its {what} have shape (N, *{tuple(shape)}), the spec says (N, *{wanted})")
 
     def infer(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Runs uint8 (N, H, W, C) with 1 to ``max_batch`` pictures.

@@ -1,0 +1,62 @@
+"""What the structure promises, proven on the running code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+UNWANTED = ("torch", "torchvision", "lightning", "timm", "onnx", "onnxscript", "safetensors", "sklearn")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import edgetl; c = edgetl.load({bundle!r}); c({picture!r}); c.close()",
+        "import edgetl.bench, edgetl.dataset, edgetl.bundle, edgetl.host, edgetl.metrics, edgetl.artifacts",
+        "from edgetl.cli.main import run; assert run(['predict', {bundle!r}, {picture!r}]) == 0",
+        "from edgetl.cli.main import run; assert run(['bench', {bundle!r}, '--seconds', '0.05']) == 0",
+    ],
+)
+def test_device_code_never_loads_the_training_stack(code, tiny_bundle, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), (200, 90, 10)).save(tmp_path / "p.png")
+    code = code.format(bundle=str(tiny_bundle), picture=str(tmp_path / "p.png"))
+    check = f"import sys\n{code}\nprint('LOADED', [m for m in {UNWANTED!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", check], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_every_benchmark_is_run_by_a_test():
+    tests = "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    for script in (ROOT / "benchmarks").glob("*.py"):
+        assert f'"{script.name}"' in tests, f"benchmarks/{script.name} is run by no test"
+
+
+def test_no_module_is_named_like_one_of_the_standard_library():
+    names = {p.stem for p in (ROOT / "edgetl").rglob("*.py") if p.stem not in ("__init__", "__main__")}
+    allowed = {"inspect"}  # the command's name; imported by its full path alone
+    assert names & set(sys.stdlib_module_names) <= allowed
+
+
+def test_the_version_is_the_same_everywhere():
+    import edgetl
+
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{edgetl.__version__}"' in project
+    assert f"## {edgetl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_constraints_pin_what_the_project_asks_for():
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = {w.lower() for w in re.findall(r'"([A-Za-z][A-Za-z0-9_.-]*)>=', project)} - {
+        "hatchling", "onnxruntime-gpu", "cuda-python", "tensorrt", "tensorrt-rtx", "pip",
+    }  # fmt: skip
+    assert {name.replace("_", "-") for name in wanted} <= {name.replace("_", "-") for name in pinned}

@@ -1,0 +1,59 @@
+"""What the README tells a newcomer to type works, and its tables are the committed figures."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from edgetl.cli.main import run
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_two_commands_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    commands = re.findall(r"^make ([a-z]+)", blocks("")[0], flags=re.MULTILINE)
+    assert commands == ["demo", "test"]
+    assert set(commands) <= targets
+
+
+@pytest.mark.slow
+def test_the_workflow_and_the_device_app(source_run, new_digits_folder, tmp_path, monkeypatch, capsys):
+    """The three commands, with a small network and small pictures in place of photos/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(new_digits_folder)
+    commands = [
+        shlex.split(line, comments=True) for line in re.findall(r"^edgetl .*", blocks("")[1], flags=re.MULTILINE)
+    ]
+    assert [c[1] for c in commands] == ["finetune", "export", "bench"]
+    extra = {
+        "finetune": [
+            "--backbone", "small_cnn", "--weights", str(source_run / "checkpoint.safetensors"), "--epochs", "1",
+            "--batch-size", "16",
+        ],
+        "export": ["--max-drop", "10%"],
+        "bench": ["--seconds", "0.1", "--processes", "1"],
+    }  # fmt: skip
+    for command in commands:
+        assert run(command[1:] + extra[command[1]]) == 0, capsys.readouterr().err
+    (tmp_path / "bolt.jpg").write_bytes(next(new_digits_folder.rglob("*.png")).read_bytes())
+    capsys.readouterr()
+    exec(compile(blocks("python")[0], "README.md", "exec"), {})
+    label, confidence = capsys.readouterr().out.split()
+    assert label in "56789"
+    assert 0 < float(confidence) <= 1
+
+
+def test_the_table_of_real_pictures_is_the_committed_result():
+    result = json.loads((ROOT / "benchmarks" / "results" / "transfer.json").read_text())
+    assert not result["quick"]
+    table = README.split("<!-- transfer -->")[1].split("<!-- /transfer -->")[0]
+    for check in result["checks"]:
+        assert check["name"] in table
