@@ -44,6 +44,7 @@ __all__ = [
     "QuantizationError",
     "SpecError",
     "WeightsError",
+    "missing_extra",
     "require",
 ]
 
@@ -122,6 +123,24 @@ class InternalError(RuntimeError):
     """A defect of edgetl itself."""
 
 
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "lightning", "timm", "safetensors", "sklearn", "yaml"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    "onnxruntime": "cpu",
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
+    """Returns the line that names what to install, or None where the module belongs to no extra of edgetl."""
+    package = (error.name or "").split(".")[0]
+    extra = _EXTRAS.get(package)
+    return None if extra is None else _missing(package, extra)
+
+
+def _missing(package: str, extra: str) -> MissingExtraError:
+    return MissingExtraError(f"{package} is not installed, and this step needs it: pip install 'edgetl[{extra}]'")
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Imports ``module``, or names the extra that brings it.
 
@@ -134,6 +153,4 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise
         package = module.split(".")[0]
-        raise MissingExtraError(
-            f"{package} is not installed, and this step needs it: pip install 'edgetl[{extra}]'"
-        ) from None
+        raise _missing(package, extra) from None

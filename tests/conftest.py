@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import settings
 from tiny import write_tiny_bundle
 
 from edgetl import host
+
+# Small networks gain nothing from threads, and threads that wait for each other lose much on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["fixtures_trained"]
 

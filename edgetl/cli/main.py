@@ -15,7 +15,7 @@ from edgetl.cli.export import export
 from edgetl.cli.finetune import finetune
 from edgetl.cli.inspect import inspect
 from edgetl.cli.predict import predict
-from edgetl.errors import EdgetlError
+from edgetl.errors import EdgetlError, missing_extra
 
 __all__ = ["cli", "main", "run"]
 
@@ -53,6 +53,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("edgetl: interrupted", err=True)
         return 130
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        click.echo(f"edgetl: {missing}", err=True)
+        return missing.exit_code
     except EdgetlError as error:
         click.echo(f"edgetl: {error}", err=True)
         return error.exit_code
