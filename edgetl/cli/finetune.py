@@ -46,6 +46,13 @@ __all__ = ["finetune"]
 @click.option("--weight-decay", type=float, default=0.02, show_default=True)
 @click.option("--label-smoothing", type=float, default=0.1, show_default=True)
 @click.option(
+    "--blend",
+    type=float,
+    default=0.8,
+    show_default=True,
+    help="Share of the tuned weights in the result of lp-ft; the rest is the probe's.",
+)
+@click.option(
     "--warmup", type=float, default=0.1, show_default=True, help="Share of the steps in which the rate rises."
 )
 @click.option(

@@ -31,6 +31,7 @@ class FinetuneConfig:
         layer_decay: Factor on the rate from each block to the one below it, 0 to 1; 1 is one rate for all.
         weight_decay: Of matrices; biases and normalization are left alone.
         label_smoothing: 0 to 1.
+        blend: Share of the tuned weights in the result of ``lp-ft``, 0 to 1; the rest is the probed network.
         warmup: Share of the steps in which the rate rises, 0 to 1; it then falls by a cosine to 0.
         augment: ``none``, ``light`` (crop, colour) or ``standard`` (stronger crop, mirror, colour).
         select_fraction: Share of the training pictures reserved to choose the best epoch; 0 keeps the last.
@@ -54,6 +55,7 @@ class FinetuneConfig:
     layer_decay: float = 0.85
     weight_decay: float = 0.02
     label_smoothing: float = 0.1
+    blend: float = 0.8
     warmup: float = 0.1
     augment: str = "standard"
     select_fraction: float = 0.0
@@ -116,6 +118,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("layer_decay", 0.01, 1.0),
     ("weight_decay", 0.0, 10.0),
     ("label_smoothing", 0.0, 0.9),
+    ("blend", 0.0, 1.0),
     ("warmup", 0.0, 0.9),
     ("select_fraction", 0.0, 0.5),
     ("patience", 0, 100_000),

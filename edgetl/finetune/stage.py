@@ -12,13 +12,14 @@ import torch
 
 from edgetl.artifacts import Checkpoint, sha256_of
 from edgetl.backbones import Network, Pretrained, WeightsReport, load_pretrained, new_network, save_network
-from edgetl.dataset import Dataset, Item
+from edgetl.dataset import Dataset, Item, calibration_sample
 from edgetl.errors import DatasetError, Interrupted
 from edgetl.finetune.config import FinetuneConfig, parse_strategy
 from edgetl.finetune.data import FeatureRows, evaluation_loader, shuffled_loader, training_loader
 from edgetl.finetune.features import compute_features
 from edgetl.finetune.fit import Row, Settings, evaluate_logits, fit
 from edgetl.finetune.run_folder import RunFolder, open_run
+from edgetl.finetune.settle import blend, reestimate_statistics, snapshot
 from edgetl.finetune.strategies import freeze, frozen_modules, parameter_groups
 from edgetl.metrics import classification_report
 
@@ -26,6 +27,7 @@ __all__ = ["Reporter", "finetune", "open_run"]
 
 _PROBE_EPOCHS_PER_EPOCH = 5
 _SELECT_SALT = 0x5E1EC7
+_STATISTICS_PICTURES = 2048
 
 
 class Reporter(Protocol):
@@ -187,6 +189,7 @@ class _Job:
         """Trains on pictures."""
         loaders = self._picture_loaders()
         self.network.to(memory_format=torch.channels_last)
+        start = snapshot(self.network)
         result = fit(
             self.network,
             parameter_groups(self.network, self.config),
@@ -196,6 +199,13 @@ class _Job:
             self._settings("tune", self.config.epochs, self.folder.last, resume=resume),
             on_row=lambda rows: self.folder.write_history(before + rows),
             on_progress=self.reporter.progress,
+        )
+        if self.config.strategy == "lp-ft":
+            blend(self.network, start, self.config.blend)
+        reestimate_statistics(
+            self.network.to(self._device()),
+            self.evaluation_loader(calibration_sample(self.train, _STATISTICS_PICTURES)),
+            lambda done, total: self.reporter.progress("statistics", done, total),
         )
         self.network.to(memory_format=torch.contiguous_format)
         return result.rows, result.kept_epoch
@@ -241,7 +251,8 @@ def _finish(job: _Job, dataset: Dataset, rows: list[Row], kept: int) -> Checkpoi
     network = job.network.to(job._device())
     logits, labels = evaluate_logits(network, job.evaluation_loader(job.val), progress)
     save_network(network, job.spec, job.folder.checkpoint)
-    job.folder.write_history(rows)
+    report = classification_report(logits, labels, dataset.classes)
+    job.folder.write_history([*rows, {"stage": "final", "epoch": rows[kept - 1]["epoch"], "val_top1": report["top1"]}])
     job.folder.write_spec(job.spec)
     sha256 = sha256_of(job.folder.checkpoint)
     metrics = {
@@ -250,7 +261,7 @@ def _finish(job: _Job, dataset: Dataset, rows: list[Row], kept: int) -> Checkpoi
         "dataset": {"source": dataset.root, "digest": dataset.digest, "audit": dataset.audit.to_dict()},
         "strategy": job.config.strategy,
         "kept_row": kept,
-        "val": classification_report(logits, labels, dataset.classes),
+        "val": report,
     }
     job.folder.finish(metrics)
     return Checkpoint(job.folder.root, job.folder.checkpoint, job.spec, sha256, dataset.digest)

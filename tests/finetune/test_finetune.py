@@ -45,8 +45,8 @@ def test_a_run_holds_all_it_promises(transfer_run, new_digits):
 
 def test_history_has_a_row_for_each_epoch_of_both_stages(transfer_run):
     rows = history(transfer_run)
-    assert [r["stage"] for r in rows] == ["probe"] * 15 + ["tune"] * 3
-    assert [int(r["epoch"]) for r in rows[-3:]] == [1, 2, 3]
+    assert [r["stage"] for r in rows] == ["probe"] * 15 + ["tune"] * 3 + ["final"]
+    assert [int(r["epoch"]) for r in rows[-4:]] == [1, 2, 3, 3]
     last = json.loads((transfer_run / "metrics.json").read_text())
     assert float(rows[-1]["val_top1"]) == pytest.approx(last["val"]["top1"], abs=1e-6)
     assert last["kept_row"] == 18
@@ -122,12 +122,14 @@ def test_the_best_epoch_is_chosen_on_pictures_cut_from_train(new_digits, transfe
     )
     finetune(new_digits, config, tmp_path / "run", reporter=recorder)
     rows = history(tmp_path / "run")
+    final = rows.pop()
     scores = [(float(r["select_top1"]), -float(r["select_loss"])) for r in rows]
     kept = json.loads((tmp_path / "run" / "metrics.json").read_text())["kept_row"]
     assert kept == scores.index(max(scores)) + 1
     assert len(rows) == 12 or len(rows) == kept + 1  # patience of one
     top1 = json.loads((tmp_path / "run" / "metrics.json").read_text())["val"]["top1"]
-    assert top1 == pytest.approx(float(rows[kept - 1]["val_top1"]), abs=1e-6)
+    assert (final["stage"], int(final["epoch"])) == ("final", kept)
+    assert top1 == pytest.approx(float(final["val_top1"]), abs=1e-6)
 
 
 @pytest.mark.parametrize(
