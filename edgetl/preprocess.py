@@ -7,10 +7,8 @@ second implementation to disagree with. It needs Pillow and numpy.
 from __future__ import annotations
 
 import io
-import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from edgetl.errors import PictureError
+from edgetl.quiet import without_warnings
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["MAX_PIXELS", "Picture", "decode", "preprocess", "without_warnings"]
+__all__ = ["MAX_PIXELS", "Picture", "decode", "preprocess"]
 
 Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
@@ -112,33 +111,6 @@ def _decoding(name: str) -> Iterator[None]:
         raise PictureError(f"{name}: no such file") from None
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
         raise PictureError(f"{name}: cannot be decoded ({_one_line(error)})") from None
-
-
-_quiet = ExitStack()
-_quiet_count = 0
-_quiet_lock = threading.Lock()
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Silences Pillow's remarks on odd files while any thread is in the block.
-
-    Threads that enter and leave ``warnings.catch_warnings`` crosswise restore each other's filters and
-    leave the whole process silent; counting them does not.
-    """
-    global _quiet_count
-    with _quiet_lock:
-        if _quiet_count == 0:
-            _quiet.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore")
-        _quiet_count += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_count -= 1
-            if _quiet_count == 0:
-                _quiet.close()
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from edgetl.artifacts import OnnxModel, sha256_of
 from edgetl.backbones import Network, OriginalNetwork
 from edgetl.errors import BackboneError, ExportError
 from edgetl.quantize.graph import save_onnx
+from edgetl.quiet import quiet
 from edgetl.runtime.ort import OrtSession
 from edgetl.spec import ModelSpec
 
@@ -50,7 +47,7 @@ def onnx_from_module(module: nn.Module, spec: ModelSpec, path: Path, *, parent: 
     """
     network = _with_preprocessing(module, spec).eval()
     example = torch.zeros(2, *spec.preprocess.input_shape, dtype=torch.uint8)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet("torch.onnx", "onnxscript", "onnx_ir", "torch.export"):
         raw = Path(folder) / "raw.onnx"
         try:
             torch.onnx.export(
@@ -183,18 +180,3 @@ def _widen_normalization(model: onnx.ModelProto, width: int) -> None:
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:200] if lines else type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

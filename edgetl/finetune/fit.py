@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from edgetl.errors import Interrupted
 from edgetl.finetune.data import EpochSampler
+from edgetl.quiet import quiet
 
 __all__ = ["FitResult", "Row", "Settings", "evaluate_logits", "fit"]
 
@@ -93,7 +92,7 @@ def fit(
     network.train()  # Lightning leaves modes as it finds them
     task = _Task(network, groups, frozen, settings, len(train), tuple(evaluate))
     keeper = _Keeper(settings, on_row, on_progress)
-    with _quiet(), _signals_restored():
+    with quiet("lightning.pytorch", "lightning.fabric"), _signals_restored():
         trainer = lightning.Trainer(
             max_epochs=settings.epochs,
             accelerator="auto",
@@ -314,22 +313,6 @@ def _signals_restored() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's advice on workers and hardware is not for edgetl's users."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def evaluate_logits(

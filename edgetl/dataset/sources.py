@@ -1,0 +1,142 @@
+"""Where pictures come from: folders, tables, built-in collections. Files are named here, not read."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from edgetl.artifacts import new_folder
+from edgetl.errors import DatasetError, InputError, require
+
+__all__ = ["BUILT_IN", "EXTENSIONS", "LAYOUTS", "SPLITS", "Found", "discover", "write_digits"]
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+BUILT_IN = ("digits",)
+SPLITS = ("train", "val", "test")
+LAYOUTS = "root/{train,val}/class/picture, root/class/picture, a CSV table, or the name digits"
+_OTHER_SPLITS = frozenset({"val", "test", "valid", "validation", "eval", "dev"})
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file named by the source, not yet read."""
+
+    path: Path
+    label: str
+    split: str | None
+
+
+def discover(source: str) -> Iterator[Found]:
+    """Yields the files that a source names, in no order that matters.
+
+    Raises:
+        DatasetError: The source is nothing of the kind, or a class or a line of it is empty.
+    """
+    if source == "digits":
+        yield from _discover_folder(_digits_folder())
+        return
+    path = Path(source)
+    if path.is_dir():
+        yield from _discover_folder(path)
+    elif path.suffix.lower() == ".csv" and path.is_file():
+        yield from _discover_table(path)
+    elif path.exists():
+        raise DatasetError(f"{source}: is neither a folder nor a .csv table; expected {LAYOUTS}")
+    else:
+        raise DatasetError(f"{source}: no such folder or table; expected {LAYOUTS}")
+
+
+def _digits_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetl"
+    folder = cache / "digits-1"
+    if not folder.is_dir():
+        try:
+            write_digits(folder)
+        except InputError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    return folder
+
+
+def _discover_folder(root: Path) -> Iterator[Found]:
+    folders = _subfolders(root)
+    names = {f.name for f in folders}
+    if "train" in names and names <= set(SPLITS):
+        if "val" not in names:
+            raise DatasetError(f"{root}: has train/ but no val/; add it, or put the classes directly in {root}")
+        for split in folders:
+            for folder in _subfolders(split):
+                yield from (Found(p, folder.name, split.name) for p in _pictures(folder, root))
+        return
+    if "train" in names and names & _OTHER_SPLITS:
+        odd = ", ".join(sorted(names - set(SPLITS)))
+        raise DatasetError(
+            f"{root}: has the splits train/, val/, test/ mixed with {odd}; rename or move what is no split"
+        )
+    for folder in folders:
+        yield from (Found(p, folder.name, None) for p in _pictures(folder, root))
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _pictures(folder: Path, root: Path) -> list[Path]:
+    paths = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file() and not p.name.startswith(".")
+    )
+    if not paths:
+        raise DatasetError(f"{folder}: class without pictures; add some or delete the folder from {root}")
+    return paths
+
+
+def _discover_table(table: Path) -> Iterator[Found]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = [(reader.line_num, row) for row in reader]
+            columns = reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{table}: cannot be read as CSV ({error})") from None
+    if not {"path", "label"} <= set(columns):
+        raise DatasetError(f"{table}: first line must name the columns path,label[,split], not {','.join(columns)}")
+    for number, row in rows:
+        if not row["path"] or not row["label"]:
+            raise DatasetError(f"{table}:{number}: path or label is empty")
+        split = row.get("split") or None
+        if split is not None and split not in SPLITS:
+            raise DatasetError(f'{table}:{number}: split is "{split}", it must be one of {", ".join(SPLITS)}')
+        yield Found(table.parent / row["path"], row["label"], split)
+
+
+def write_digits(root: Path, *, only: Iterable[int] = range(10), per_class: int | None = None) -> None:
+    """Writes scikit-learn's scanned digits as ``root/{train,val}/DIGIT/NNNN.png``, 8 x 8 grey.
+
+    Args:
+        root: Folder to make.
+        only: The digits to write.
+        per_class: At most this many training pictures for each class.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    datasets = require("sklearn.datasets", "train")
+    scans = datasets.load_digits()
+    wanted = set(only)
+    counts: Counter[tuple[str, int]] = Counter()
+    with new_folder(root) as folder:
+        for i, (pixels, digit) in enumerate(zip(scans.images, scans.target, strict=True)):
+            split = "val" if i % 4 == 3 else "train"
+            key = (split, int(digit))
+            if digit not in wanted or (split == "train" and per_class is not None and counts[key] >= per_class):
+                continue
+            counts[key] += 1
+            path = folder / split / str(digit) / f"{i:04d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(path)
