@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +128,13 @@ class OriginalNetwork(nn.Module):
         self.normalize = Normalize(preprocess)
         self.body = full
         self.classifier = linear
+        self._place = name
+
+    def reassembled(self) -> nn.Module:
+        """Returns a copy of the classifier as its authors built it, its last layer back in place."""
+        full = copy.deepcopy(self.body)
+        _replace(full, self._place, copy.deepcopy(self.classifier))
+        return full
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Returns (logits (N, classes), embedding (N, D)) of uint8 pictures (N, H, W, C)."""

@@ -190,7 +190,7 @@ def _source(
         return None, None
     if report is not None and any(missing.startswith(head) for missing in report.missing):
         return None, None
-    if linear.out_features < 2 or ("squeezenet" in name):
+    if linear.out_features < 2:
         return None, None
     spec = ModelSpec(name, preprocess, default_labels(name, linear.out_features), "own")
     return OriginalNetwork(preprocess, copy.deepcopy(full)).eval(), spec
@@ -201,18 +201,11 @@ def _from_own_file(name: str, path: Path, overrides: dict[str, Any]) -> Pretrain
     source, spec = load_network(path)
     if spec.backbone != name:
         raise WeightsError(f"{path}: holds backbone {spec.backbone}, not {name}; give --backbone {spec.backbone}")
-    if isinstance(source, Network):
-        backbone = copy.deepcopy(source.backbone)
-        kept = [f"backbone.{n}" for n in backbone.state_dict()]
+    if isinstance(source, OriginalNetwork):
+        backbone, prefix = feature_extractor(source.reassembled()), "body."
     else:
-        full = full_model(name, len(spec.labels))
-        restored = copy.deepcopy(source)
-        head, _ = last_linear(full)
-        parent, _, leaf = head.rpartition(".")
-        full = restored.body  # type: ignore[assignment]
-        setattr(full.get_submodule(parent), leaf, restored.classifier)
-        backbone = feature_extractor(full)
-        kept = [f"body.{n}" for n in backbone.state_dict()]
+        backbone, prefix = copy.deepcopy(source.get_submodule("backbone")), "backbone."
+    kept = [f"{prefix}{n}" for n in backbone.state_dict()]
     matched = tuple(Match(n, n, "name") for n in kept)
     left = tuple(n for n in source.state_dict() if n not in set(kept))
     report = WeightsReport(matched, left, ())
