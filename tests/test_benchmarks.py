@@ -32,12 +32,14 @@ def test_the_script_runs_and_writes_checks(script, tmp_path):
 
 
 @pytest.mark.parametrize("result", sorted((BENCHMARKS / "results").glob("*.json")), ids=lambda p: p.name)
-def test_committed_results_are_full_and_hold(result):
+def test_committed_results_are_full_and_say_what_they_missed(result):
     found = json.loads(result.read_text())
     assert not found["quick"]
     assert found["checks"]
-    missed = [check["name"] for check in found["checks"] if not check["ok"]]
-    assert missed == []
+    table = (BENCHMARKS / "README.md").read_text()
+    for check in found["checks"]:
+        [line] = [line for line in table.splitlines() if line.startswith(f"| {check['name']} |")]
+        assert line.endswith("| holds |" if check["ok"] else "| MISSED |")
 
 
 def test_the_table_of_results_is_generated_from_them():
