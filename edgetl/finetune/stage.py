@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -247,9 +246,12 @@ _PROBE_RATE = 3.0
 
 def _finish(job: _Job, dataset: Dataset, rows: list[Row], kept: int) -> Checkpoint:
     """Scores the network on ``val`` as a device would see it, and completes the folder."""
-    progress: Callable[[int, int], None] = lambda done, total: job.reporter.progress("scoring on val", done, total)  # noqa: E731
     network = job.network.to(job._device())
-    logits, labels = evaluate_logits(network, job.evaluation_loader(job.val), progress)
+    logits, labels = evaluate_logits(
+        network,
+        job.evaluation_loader(job.val),
+        lambda done, total: job.reporter.progress("scoring on val", done, total),
+    )
     save_network(network, job.spec, job.folder.checkpoint)
     report = classification_report(logits, labels, dataset.classes)
     job.folder.write_history([*rows, {"stage": "final", "epoch": rows[kept - 1]["epoch"], "val_top1": report["top1"]}])
