@@ -41,6 +41,8 @@ def demo(out: Path, shots: int, seed: int, force: bool, json_out: str | None) ->
     if out.exists():
         if not force:
             raise InputError(f"{out}: exists already; choose another --out or give --force")
+        if any(out.iterdir()) and not (out / "digits-0-4").is_dir():
+            raise InputError(f"{out}: is no demo, --force would delete somebody's files; choose another --out")
         shutil.rmtree(out)
     with Display(json_to_stdout=json_out == "-") as display:
         old, new = out / "digits-0-4", out / "digits-5-9"

@@ -74,6 +74,8 @@ class RunFolder:
             if self.config.exists() and not self.metrics.exists():
                 hint = "it is an interrupted run: give --resume to go on, or --force to begin anew"
             raise InputError(f"{self.root}: exists already; {hint}")
+        if self.root.exists() and any(self.root.iterdir()) and not self.config.exists():
+            raise InputError(f"{self.root}: is no run, --force would delete somebody's files; choose another --out")
         if self.root.exists():
             shutil.rmtree(self.root)
         data = {**dataclasses.asdict(dataset.source), "digest": dataset.digest}

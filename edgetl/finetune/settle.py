@@ -62,7 +62,8 @@ def reestimate_statistics(network: Network, loader: DataLoader[Any], on_progress
     device = next(network.parameters()).device
     with torch.no_grad():
         for number, (pictures, _) in enumerate(loader, start=1):
-            network.features(pictures.to(device))
+            if number == 1 or len(pictures) > 1:  # one picture alone has no variance
+                network.features(pictures.to(device))
             on_progress(number, len(loader))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

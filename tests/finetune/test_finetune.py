@@ -153,6 +153,13 @@ def test_wrong_settings_leave_nothing_behind(change, kind, message, new_digits, 
     assert not (tmp_path / "run").exists()
 
 
+def test_force_replaces_runs_and_nothing_else(new_digits, transfer_config, tmp_path, recorder):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="is no run, --force would delete somebody's files"):
+        finetune(new_digits, transfer_config, tmp_path, reporter=recorder, force=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
