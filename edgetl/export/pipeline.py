@@ -23,12 +23,11 @@ from edgetl.export.onnx import check_agreement, onnx_from_module
 from edgetl.finetune import open_run
 from edgetl.metrics import classification_report, sqnr_db
 from edgetl.preprocess import preprocess
-from edgetl.quantize import QuantizeConfig, calibrate, write_fp16, write_int8
+from edgetl.quantize import TARGETS, QuantizeConfig, calibrate, write_fp16, write_int8
 from edgetl.spec import ModelSpec
 
 __all__ = ["ExportConfig", "Reporter", "export_onnx_file", "export_original", "export_run", "original_name"]
 
-_TARGETS = ("tensorrt", "x86", "arm")
 _BATCH = 8
 _COMPARED = 8
 
@@ -38,9 +37,6 @@ class Reporter(Protocol):
 
     def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
         """Is called often."""
-
-    def note(self, text: str) -> None:
-        """Is called with a line worth reading."""
 
     def variants(self, variants: Sequence[Variant]) -> None:
         """Is called with the measured variants, before the gate."""
@@ -215,13 +211,11 @@ class _Job:
         )
         write_json(self.folder / "calibration.json", calibration.to_dict())
         keep = self.config.quantize.keep_fp16
-        return [
-            (
-                f"int8-{target}",
-                write_int8(graph, calibration, target, self.folder / f"model.int8-{target}.onnx", keep_fp16=keep),
-            )
-            for target in _TARGETS
-        ]
+        models = []
+        for name in (target.name for target in TARGETS):
+            path = self.folder / f"model.int8-{name}.onnx"
+            models.append((f"int8-{name}", write_int8(graph, calibration, name, path, keep_fp16=keep)))
+        return models
 
     def _judge(self, models: Sequence[tuple[str, OnnxModel]]) -> tuple[list[Variant], dict[str, Any]]:
         """Scores every variant on ``val`` and times those that this machine runs."""

@@ -35,9 +35,6 @@ class Reporter(Protocol):
     def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
         """Is called often."""
 
-    def note(self, text: str) -> None:
-        """Is called with a line worth reading."""
-
     def weights(self, report: WeightsReport) -> None:
         """Is called with what a file of weights gave."""
 

@@ -2,8 +2,10 @@
 
 from edgetl.quantize.graph import Graph, load_onnx, save_onnx
 from edgetl.quantize.stage import Calibration, QuantizeConfig, calibrate, write_fp16, write_int8
+from edgetl.quantize.targets import TARGETS
 
 __all__ = [
+    "TARGETS",
     "Calibration",
     "Graph",
     "QuantizeConfig",

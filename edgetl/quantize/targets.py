@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto
 
 from edgetl.errors import InternalError
 
@@ -35,11 +34,6 @@ class Target:
     residual_only: bool
     half: bool
     skip_one_by_one: bool
-
-    @property
-    def onnx_type(self) -> int:
-        """Element type of quantized activations."""
-        return int(TensorProto.INT8 if self.signed else TensorProto.UINT8)
 
     @property
     def levels(self) -> tuple[int, int]:
