@@ -23,6 +23,7 @@ __all__ = [
     "OnnxModel",
     "canonical_json",
     "new_folder",
+    "printable",
     "sha256_of",
     "write_bytes",
     "write_json",
@@ -99,6 +100,11 @@ def sha256_of(path: Path) -> str:
 def canonical_json(data: Any) -> bytes:
     """Returns the one JSON form that digests are taken of: sorted keys, no spaces, no NaN."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def printable(path: Path | str) -> str:
+    """Returns a path as text that can be printed and written, whatever bytes its name is made of."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

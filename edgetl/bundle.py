@@ -6,6 +6,7 @@
       manifest.json                 format_version, digest, spec, variants, provenance, proof, files
       model.fp32.onnx ...           single files that any ONNX tool opens
       calibration.json              ranges per tensor (with INT8)
+      latency.json                  raw samples of the export's own timing (with INT8)
       labels.txt                    one label a line
 """
 
@@ -20,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.artifacts import canonical_json, sha256_of, write_json, write_text
-from edgetl.errors import BundleError, SpecError
+from edgetl.errors import BundleError, InputError, SpecError
 from edgetl.spec import ModelSpec
 
-__all__ = ["FORMAT_VERSION", "VARIANTS", "Bundle", "Variant", "open_bundle", "write_manifest"]
+__all__ = ["FORMAT_VERSION", "VARIANTS", "Bundle", "Variant", "check_free", "open_bundle", "write_manifest"]
 
 FORMAT_VERSION = 1
 VARIANTS = ("fp32", "fp16", "int8-tensorrt", "int8-x86", "int8-arm")
 _MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 64 << 20
+_OWN = re.compile(r"manifest\.json|labels\.txt|calibration\.json|latency\.json|model\.[a-z0-9-]+\.onnx")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -151,6 +153,23 @@ def write_manifest(
     digest = _digest(manifest)
     write_json(root / _MANIFEST, {"digest": digest, **manifest})
     return digest
+
+
+def check_free(root: Path, *, force: bool) -> None:
+    """Says whether a bundle may be written here: ``force`` replaces bundles, never somebody's files.
+
+    Raises:
+        InputError: Something is in the way.
+    """
+    if not root.exists() and not root.is_symlink():
+        return
+    if not force:
+        raise InputError(f"{root}: exists already; choose another --out or give --force")
+    strange = [root] if not root.is_dir() else [p for p in sorted(root.iterdir()) if not _OWN.fullmatch(p.name)]
+    if strange:
+        raise InputError(
+            f"{strange[0]}: is no part of a bundle, --force would delete somebody's files; choose another --out"
+        )
 
 
 def open_bundle(root: str | Path) -> Bundle:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["arch", "cpu_flags", "cpu_name", "facts", "gpu_names", "is_jetson", "versions"]
+__all__ = ["arch", "cpu_flags", "cpu_name", "facts", "gpu_names", "has_int8_dot", "is_jetson", "versions"]
 
 _PACKAGES = (
     "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch", "torchvision",
@@ -51,6 +51,11 @@ def cpu_flags() -> frozenset[str]:
     """Returns the processor's feature flags (``avx512_vnni``, ``asimddp``, ...), empty where unknown."""
     info = _cpuinfo()
     return frozenset((info.get("flags") or info.get("Features") or "").split())
+
+
+def has_int8_dot() -> bool:
+    """Tells whether this processor multiplies int8 without saturating and fast (VNNI; SDOT or i8mm on Arm)."""
+    return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
 
 
 def is_jetson() -> bool:
@@ -103,12 +108,11 @@ def facts() -> dict[str, Any]:
     Keys: ``cpu, cores, arch, int8_dot, memory_bytes, governor, load_1m, gpus, board, system, versions``;
     ``null`` where this machine does not tell.
     """
-    flags = cpu_flags()
     return {
         "cpu": cpu_name(),
         "cores": _usable_cores(),
         "arch": arch(),
-        "int8_dot": bool(flags & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"}),
+        "int8_dot": has_int8_dot(),
         "memory_bytes": _memory_bytes(),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

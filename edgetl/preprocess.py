@@ -20,12 +20,15 @@ from edgetl.errors import PictureError
 from edgetl.quiet import without_warnings
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["MAX_PIXELS", "Picture", "decode", "preprocess"]
+__all__ = ["MAX_PIXELS", "NARROWEST", "Picture", "decode", "preprocess"]
 
 Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
 # Pillow's own threshold for a possible decompression bomb, taken here as a firm limit.
 MAX_PIXELS = 89_478_485
+
+# Longest side over shortest: beyond it, scaling the short side up would make monsters.
+NARROWEST = 64
 
 _GREY = 114
 _ORIENTATION = 0x0112
@@ -62,7 +65,8 @@ def preprocess(picture: Picture, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """
     image = decode(picture, spec)
     if image.size != (spec.size[1], spec.size[0]) or spec.mode == "shortest":
-        image = _fit(image, spec)
+        with _naming(picture):
+            image = _fit(image, spec)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).reshape(spec.input_shape))
 
 
@@ -93,6 +97,15 @@ def decode(picture: Picture, spec: PreprocessSpec) -> Image.Image:
         if spec.decode == "reduced":
             _reduce_jpeg(image, spec)
         return _converted(image, spec)
+
+
+@contextmanager
+def _naming(picture: Picture) -> Iterator[None]:
+    """Puts a file's name before what is wrong with its shape."""
+    try:
+        yield
+    except PictureError as error:
+        raise (PictureError(f"{picture}: {error}") if isinstance(picture, str | Path) else error) from None
 
 
 @contextmanager
@@ -203,7 +216,7 @@ def _shortest(image: Image.Image, spec: PreprocessSpec) -> tuple[int, int]:
     side = spec.resize_to or max(spec.size)
     short, long = sorted((image.width, image.height))
     scaled = int(side * long / short)
-    if scaled > 64 * side or scaled * side > MAX_PIXELS:
+    if scaled > NARROWEST * side or scaled * side > MAX_PIXELS:
         raise PictureError(f"picture of {image.width} x {image.height} pixels: too narrow to be classified")
     return (side, scaled) if image.width <= image.height else (scaled, side)
 

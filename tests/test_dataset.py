@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import re
 import shutil
@@ -373,7 +375,7 @@ def test_sources_that_cannot_be_used(tmp_path):
 
     assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such folder or table; {layouts}"
     assert refusal(tmp_path / "file.zip") == f"{tmp_path / 'file.zip'}: is neither a folder nor a .csv table; {layouts}"
-    assert refusal(tmp_path / "empty").startswith(f"{tmp_path / 'empty'}: holds no pictures (.bmp, .gif, .jpeg, .jpg")
+    assert refusal(tmp_path / "empty").startswith(f"{tmp_path / 'empty'}: holds no pictures (.avif, .bmp, .gif,")
 
 
 def test_train_without_val(parted):
@@ -381,15 +383,41 @@ def test_train_without_val(parted):
     assert refusal(parted) == f"{parted}: has train/ but no val/; add it, or put the classes directly in {parted}"
 
 
-@pytest.mark.parametrize(("name", "odd"), [("valid", "valid"), ("validation", "validation"), ("backup", "backup")])
-def test_splits_beside_other_folders_are_not_taken_for_classes(parted, name, odd):
-    if name == "backup":
-        fill(parted / "backup", 1, first=60)
-    else:
-        (parted / "val").rename(parted / name)
-    assert refusal(parted) == (
-        f"{parted}: has the splits train/, val/, test/ mixed with {odd}; rename or move what is no split"
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("train", "valid"), ("train", "validation"), ("training", "validation"), ("Train", "Val"), ("train", "backup")],
+)
+def test_splits_of_other_names_are_not_taken_for_classes(parted, train, val):
+    (parted / "train").rename(parted / train)
+    (parted / "val").rename(parted / val)
+    assert refusal(parted).endswith(
+        "/ holds folders and looks like a split, but splits are named train/, val/ and test/ and stand alone; "
+        "rename it, or move what is no split"
     )
+
+
+def test_a_table_without_val_is_told_so(tmp_path):
+    fill(tmp_path / "a", 2)
+    fill(tmp_path / "b", 2, first=10)
+    rows = [f"{p.relative_to(tmp_path)},{p.parent.name},train" for p in sorted(tmp_path.glob("*/*.png"))]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["path,label,split", *rows]))
+    assert "names no usable picture of the split val" in refusal(table)
+
+
+def test_narrow_pictures_foreign_formats_and_odd_names_are_listed_not_fatal(tmp_path):
+    fill(tmp_path / "a", 40)
+    fill(tmp_path / "b", 40, first=100)
+    Image.new("RGB", (300, 2)).save(tmp_path / "a" / "narrow.png")
+    (tmp_path / "a" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    odd = os.fsdecode(os.fsencode(tmp_path / "b") + b"/caf\xe9.png")
+    Image.new("P", (8, 8)).save(odd)
+    audit = open_dataset(tmp_path).audit
+    reasons = {Path(path).name: reason for path, reason in audit.bad}
+    assert reasons["narrow.png"] == "300 x 2 pixels, too narrow"
+    assert "is not a picture that can be read" in reasons["phone.heic"]
+    assert [note for path, note in audit.notes if path.endswith("caf\\udce9.png")] == ["palette, converted"]
+    json.dumps(audit.to_dict(), ensure_ascii=False).encode()
 
 
 def test_a_class_may_be_called_train(tmp_path):

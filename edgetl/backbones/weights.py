@@ -93,6 +93,9 @@ def _plain_state(path: Path, data: object) -> dict[str, Tensor]:
 def map_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> WeightsReport:
     """Copies tensors into a network: by name and shape, what remains by order and shape.
 
+    A tensor whose name stands in the file with another shape stays as it is: both speak of the same layer, and
+    another layer's values would not do.
+
     Args:
         module: The network, changed in place.
         state: Tensors by name.
@@ -104,9 +107,8 @@ def map_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> 
     target = {name: tensor for name, tensor in module.state_dict().items() if _counts(name)}
     source = {name: tensor for name, tensor in state.items() if _counts(name)}
     matches = [Match(n, n, "name") for n, t in target.items() if n in source and source[n].shape == t.shape]
-    named = {m.target for m in matches}
     matches += _by_order(
-        {n: t for n, t in target.items() if n not in named}, {n: t for n, t in source.items() if n not in named}
+        {n: t for n, t in target.items() if n not in source}, {n: t for n, t in source.items() if n not in target}
     )
     filled, used = {m.target for m in matches}, {m.source for m in matches}
     report = WeightsReport(

@@ -34,6 +34,9 @@ __all__ = [
 
 SMALL_CNN = "small_cnn"
 
+# Their published weights expect inputs in [-1, 1]: torchvision's transform_input.
+_TRANSFORM_INPUT = ("googlenet", "inception_v3")
+
 
 def backbone_names() -> list[str]:
     """Returns the built-in and torchvision names; ``timm/NAME`` and ``package.module:function`` come on top."""
@@ -60,7 +63,7 @@ def full_model(name: str, num_classes: int | None = None) -> nn.Module:
     if name.startswith("timm/"):
         return _from_timm(name, keywords)
     _check_torchvision(name)
-    if name in ("googlenet", "inception_v3"):
+    if name in _TRANSFORM_INPUT:
         keywords |= {"init_weights": False, "aux_logits": True}
     model: nn.Module = tv.get_model(name, weights=None, **keywords)
     return model
@@ -116,7 +119,11 @@ def _from_function(name: str) -> nn.Module:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise BackboneError(f'backbone "{name}": cannot be imported ({error})') from None
-    model = function()
+    try:
+        model = function()
+    except Exception as error:  # the user's own code: whatever it raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise BackboneError(f'backbone "{name}": calling it without arguments failed ({reason})') from error
     if not isinstance(model, nn.Module):
         raise BackboneError(f'backbone "{name}": returned {type(model).__name__}, it must return a torch.nn.Module')
     return model
@@ -165,10 +172,11 @@ def feature_extractor(full: nn.Module) -> nn.Module:
         if isinstance(full, kind):
             extractor: nn.Module = take(full)
             return extractor
-    features = getattr(full, "features", None)
-    if isinstance(features, nn.Module):
-        return features
-    return _Headless(full)
+    if isinstance(full, SmallCNN) or type(full).__module__.startswith("torchvision."):
+        features = getattr(full, "features", None)
+        if isinstance(features, nn.Module):
+            return features
+    return _Headless(full)  # what another's forward does around an attribute of that name, nobody knows
 
 
 def _children(full: nn.Module, *names: str) -> nn.Sequential:
@@ -319,7 +327,7 @@ def _torchvision_preprocess(name: str, weights_file: str) -> PreprocessSpec:
     transform = chosen.transforms()
     size, resize = int(transform.crop_size[0]), int(transform.resize_size[0])
     mean, std = tuple(map(float, transform.mean)), tuple(map(float, transform.std))
-    if name == "googlenet":  # its published weights expect inputs in [-1, 1] (transform_input)
+    if name in _TRANSFORM_INPUT:
         mean = std = (0.5, 0.5, 0.5)
     return PreprocessSpec(
         size=(size, size), resize_to=max(resize, size), interpolation=transform.interpolation.value, mean=mean, std=std
@@ -328,7 +336,10 @@ def _torchvision_preprocess(name: str, weights_file: str) -> PreprocessSpec:
 
 def _timm_preprocess(name: str) -> PreprocessSpec:
     timm = require("timm", "train")
-    config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    try:
+        config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    except (RuntimeError, KeyError) as error:  # a tag that it does not have
+        raise BackboneError(f'backbone "{name}" is unknown to timm ({" ".join(str(error).split())[:120]})') from None
     if config is None:
         return PreprocessSpec()
     _, height, width = config.input_size

@@ -3,7 +3,7 @@
 from edgetl.bench.accuracy import answers, label_indices, scores
 from edgetl.bench.measure import Side, measure_cold_start, measure_latency
 from edgetl.bench.result import Entry, latency_ms, paired_ratio, result_to_dict
-from edgetl.bench.stage import BenchConfig, Contender, bench, native
+from edgetl.bench.stage import BenchConfig, Contender, bench, native, settings_to_dict
 
 __all__ = [
     "BenchConfig",
@@ -20,4 +20,5 @@ __all__ = [
     "paired_ratio",
     "result_to_dict",
     "scores",
+    "settings_to_dict",
 ]

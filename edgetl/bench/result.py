@@ -83,6 +83,11 @@ def paired_ratio(samples_ns: Samples, reference_ns: Samples) -> float | None:
     return float(np.median(ratios)) if ratios else None
 
 
-def result_to_dict(host: Mapping[str, Any], entries: Sequence[Entry]) -> dict[str, Any]:
-    """Returns the whole result as JSON."""
-    return {"format_version": FORMAT_VERSION, "host": dict(host), "results": [entry.to_dict() for entry in entries]}
+def result_to_dict(host: Mapping[str, Any], entries: Sequence[Entry], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the whole result as JSON; ``settings`` say how it was measured, and on which data."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "host": dict(host),
+        "settings": dict(settings),
+        "results": [entry.to_dict() for entry in entries],
+    }

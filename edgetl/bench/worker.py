@@ -1,7 +1,7 @@
-"""A fresh process that measures: ``python -m edgetl.bench.worker`` with a job as JSON on standard input.
+"""A fresh process that measures: ``python worker.py`` with a job as JSON on standard input.
 
-Two jobs: ``latency`` holds all sides alive and times them call by call in turn, one thread each, none
-spinning; ``cold`` loads one side as a device app would and answers once.
+Two jobs: ``latency`` holds all sides alive and times them call by call in turn, none spinning; ``cold`` loads
+one side as a device app would and answers once.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def _peak_bytes() -> int:
 
 def main() -> None:
     """Reads a job, writes its result to the file it names."""
+    sys.path.remove(str(Path(__file__).resolve().parent))  # a script's folder is not a place to import from
     job = json.load(sys.stdin)
     result = {"latency": _latency, "cold": _cold}[job["kind"]](job)
     Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")

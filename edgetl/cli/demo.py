@@ -11,6 +11,8 @@ from edgetl.cli.options import PATH, emit_json, json_option
 
 __all__ = ["demo"]
 
+_MODELS = ("source", "transferred", "from-scratch", "original")
+_PARTS = frozenset({"digits-0-4", "digits-5-9", *_MODELS, *(f"{name}.edgetl" for name in _MODELS)})
 _SOURCE_EPOCHS = 6
 _TARGET_EPOCHS = 12
 
@@ -31,7 +33,7 @@ def demo(out: Path, shots: int, seed: int, force: bool, json_out: str | None) ->
     import shutil
 
     from edgetl import host
-    from edgetl.bench import BenchConfig, Contender, result_to_dict
+    from edgetl.bench import BenchConfig, Contender, result_to_dict, settings_to_dict
     from edgetl.bench import bench as run_bench
     from edgetl.cli.bench import show_results
     from edgetl.cli.display import Display
@@ -41,8 +43,11 @@ def demo(out: Path, shots: int, seed: int, force: bool, json_out: str | None) ->
     if out.exists():
         if not force:
             raise InputError(f"{out}: exists already; choose another --out or give --force")
-        if any(out.iterdir()) and not (out / "digits-0-4").is_dir():
-            raise InputError(f"{out}: is no demo, --force would delete somebody's files; choose another --out")
+        strange = [out] if not out.is_dir() else [p for p in sorted(out.iterdir()) if p.name not in _PARTS]
+        if strange:
+            raise InputError(
+                f"{strange[0]}: is no part of a demo, --force would delete somebody's files; choose another --out"
+            )
         shutil.rmtree(out)
     with Display(json_to_stdout=json_out == "-") as display:
         old, new = out / "digits-0-4", out / "digits-5-9"
@@ -53,8 +58,7 @@ def demo(out: Path, shots: int, seed: int, force: bool, json_out: str | None) ->
         display.note("2. a small network learns 0-4: the pretrained source")
         source = trained.run("source", old, weights="none", strategy="full", epochs=_SOURCE_EPOCHS)
         display.note(f"3. transfer to 5-9 with {shots} pictures of each, and the same from scratch")
-        # a source that saw five digits knows little worth going back to: no blending
-        few = {"epochs": _TARGET_EPOCHS, "batch_size": 16, "blend": 1.0}
+        few = {"epochs": _TARGET_EPOCHS, "batch_size": 16}
         weights = str(source / "checkpoint.safetensors")
         runs = {
             "original": (source, old),
@@ -77,7 +81,7 @@ def demo(out: Path, shots: int, seed: int, force: bool, json_out: str | None) ->
         f"worth {gain:+.1f} points.\n"
         f"Your turn: edgetl finetune PHOTOS, edgetl export, edgetl bench; the bundles are in {out}."
     )
-    emit_json(json_out, result_to_dict(facts, entries))
+    emit_json(json_out, result_to_dict(facts, entries, settings_to_dict(config, contenders)))
 
 
 class _Trainer:
@@ -119,10 +123,6 @@ class _Named:
     def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
         """Passes on."""
         self._display.progress(f"{self._name}: {stage}", done, total, text)
-
-    def note(self, text: str) -> None:
-        """Passes on."""
-        self._display.note(text)
 
     def weights(self, report: Any) -> None:
         """Passes on."""

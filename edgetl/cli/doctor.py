@@ -19,6 +19,7 @@ _PARTS = (
     ("fine-tune", "timm", "train"),
     ("fine-tune", "safetensors", "train"),
     ("fine-tune", "sklearn", "train"),
+    ("fine-tune", "yaml", "train"),
     ("export", "onnx", "export"),
     ("export", "onnxscript", "export"),
     ("build TensorRT plans", "tensorrt", "tensorrt"),
@@ -46,6 +47,8 @@ def doctor(json_out: str | None) -> None:
         for part in report["parts"]
     ]
     display.table("parts", ("for", "module", "version", "to add it"), rows, text=4)
+    if report["providers"]:
+        display.console.print(f"onnxruntime runs on: {', '.join(report['providers'])}")
     for problem in report["problems"]:
         display.note(f"problem: {problem}")
     emit_json(json_out, report)
@@ -68,10 +71,16 @@ def _examine() -> dict[str, Any]:
                 "module": module,
                 "installed": installed,
                 "version": metadata.version(names[0]) if installed and names else None,
-                "install": f"pip install 'edgetl[{extra}]'",
+                "install": _install_line(extra),
             }
         )
+    providers = _providers()
     problems = []
+    if host.gpu_names() and providers and "CUDAExecutionProvider" not in providers:
+        problems.append(
+            "onnxruntime here has no CUDA: pip uninstall -y onnxruntime, then pip install 'edgetl[cuda]', to run "
+            "graphs on the GPU"
+        )
     distributions = {name.lower() for name in owners.get("onnxruntime", [])}
     if {"onnxruntime", "onnxruntime-gpu"} <= distributions:
         problems.append(
@@ -80,4 +89,21 @@ def _examine() -> dict[str, Any]:
         )
     if host.is_jetson() and any(name.lower().startswith("tensorrt") for name in owners.get("tensorrt", [])):
         problems.append("tensorrt came from pip; on a Jetson use JetPack's, in a venv with --system-site-packages")
-    return {"host": host.facts(), "parts": parts, "problems": problems}
+    return {"host": host.facts(), "parts": parts, "providers": providers, "problems": problems}
+
+
+def _install_line(extra: str) -> str:
+    from edgetl import host
+
+    if extra == "tensorrt" and host.is_jetson():  # pip's build does not know the board
+        return "JetPack's own: python3 -m venv --system-site-packages"
+    return f"pip install 'edgetl[{extra}]'"
+
+
+def _providers() -> list[str]:
+    """Returns onnxruntime's execution providers, or none where it is not installed or cannot be imported."""
+    try:
+        import onnxruntime
+    except Exception:  # two builds over each other raise whatever is missing
+        return []
+    return [str(name) for name in onnxruntime.get_available_providers()]

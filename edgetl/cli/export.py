@@ -51,22 +51,25 @@ def export(
     json_out: str | None,
 ) -> None:
     """Export SOURCE, a run of edgetl finetune or an .onnx file with --spec and --data."""
+    from edgetl.bundle import check_free
     from edgetl.cli.display import Display
     from edgetl.errors import InputError
-    from edgetl.export import ExportConfig, export_original, export_run, original_name
+    from edgetl.export import ExportConfig, check_original, export_original, export_run, original_name
     from edgetl.quantize import QuantizeConfig
 
     config = ExportConfig(int8, fp16, QuantizeConfig(method, calib_images, keep_fp16), max_drop)
     out = out or Path("models/bundles") / f"{source.stem}.edgetl"
-    for path in [out, *([original_name(out)] if with_original else [])]:
-        if path.exists() and not force:
-            raise InputError(f"{path}: exists already; choose another --out or give --force")
+    check_free(out, force=force)
+    if source.suffix != ".onnx" and spec_file is not None:
+        raise InputError("--spec describes an .onnx file; a run has its own")
     with Display(json_to_stdout=json_out == "-") as display:
         if source.suffix == ".onnx":
             if with_original:
                 raise InputError("--with-original goes with a run: an .onnx file has no pretrained network beside it")
             bundles = [_export_onnx(display, source, spec_file, data, allow_leakage, config, out, force)]
         else:
+            if with_original:
+                check_original(source, original_name(out), force=force)
             dataset = _run_data(display, source, data, allow_leakage)
             bundles = [export_run(source, dataset, config, out, reporter=display, force=force)]
             if with_original:

@@ -46,11 +46,10 @@ __all__ = ["finetune"]
 @click.option("--weight-decay", type=float, default=0.02, show_default=True)
 @click.option("--label-smoothing", type=float, default=0.1, show_default=True)
 @click.option(
-    "--blend",
-    type=float,
-    default=0.8,
+    "--batchnorm",
+    default="frozen",
     show_default=True,
-    help="Share of the tuned weights in the result of lp-ft; the rest is the probe's.",
+    help="frozen (pretrained statistics stay) or train (they follow the batches).",
 )
 @click.option(
     "--warmup", type=float, default=0.1, show_default=True, help="Share of the steps in which the rate rises."
@@ -112,9 +111,15 @@ def finetune(
 
     from edgetl.cli.display import Display, open_data, percent
     from edgetl.finetune import finetune as run_stage
+    from edgetl.finetune.run_folder import RunFolder, read_config
 
-    out = out or Path("models/runs") / Path(data).stem
+    out = out or Path("models/runs") / Path(data).resolve().stem
+    RunFolder(out).check_free(resume=resume, force=force)
     config = _config(ctx, settings, config_file, out if resume else None)
+    if resume:  # the pictures are split as they were, unless told otherwise
+        saved = read_config(out / "config.yaml")[1]
+        val_fraction = val_fraction if _is_typed(ctx, "val_fraction") else saved.val_fraction
+        allow_leakage = allow_leakage or saved.allow_leakage
     with Display(json_to_stdout=json_out == "-") as display:
         dataset = open_data(display, data, val_fraction=val_fraction, allow_leakage=allow_leakage)
         checkpoint = run_stage(dataset, config, out, reporter=display, resume=resume, force=force)
@@ -133,14 +138,14 @@ def _config(ctx: click.Context, settings: dict[str, Any], config_file: Path | No
     from edgetl.finetune import FinetuneConfig
     from edgetl.finetune.run_folder import read_config, read_settings
 
-    typed = {
-        name: value
-        for name, value in settings.items()
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    }
+    typed = {name: value for name, value in settings.items() if _is_typed(ctx, name)}
     base: dict[str, Any] = {}
     if resumed is not None:
         base = read_config(resumed / "config.yaml")[0].to_dict()
     if config_file is not None:
         base = {**base, **read_settings(config_file)}
     return FinetuneConfig.from_dict({**base, **typed}, str(config_file or "options"))
+
+
+def _is_typed(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE

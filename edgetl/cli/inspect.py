@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgetl.cli.options import emit_json, json_option
+from edgetl.cli.options import RATE, emit_json, json_option
 
 __all__ = ["inspect"]
 
@@ -16,8 +16,14 @@ __all__ = ["inspect"]
 @click.argument("thing")
 @click.option("--blocks", is_flag=True, help="List a backbone's blocks, as last:N counts them.")
 @click.option("--layers", is_flag=True, help="List the layers of a bundle's graph that --keep-fp16 can name.")
+@click.option(
+    "--val-fraction", type=RATE, default="20%", show_default=True, help="Of pictures in a folder without a split."
+)
+@click.option("--allow-leakage", is_flag=True, help="Accept the same picture in two splits.")
 @json_option
-def inspect(thing: str, blocks: bool, layers: bool, json_out: str | None) -> None:
+def inspect(
+    thing: str, blocks: bool, layers: bool, val_fraction: float, allow_leakage: bool, json_out: str | None
+) -> None:
     """Describe THING: a bundle, a run, a folder or table of pictures, or a backbone's name."""
     from edgetl.cli.display import Display
 
@@ -28,7 +34,7 @@ def inspect(thing: str, blocks: bool, layers: bool, json_out: str | None) -> Non
         elif (path / "config.yaml").exists():
             report = _run(display, path)
         elif path.exists() or thing == "digits":
-            report = _data(display, thing)
+            report = _data(display, thing, val_fraction=val_fraction, allow_leakage=allow_leakage)
         else:
             report = _backbone(display, thing, blocks)
     emit_json(json_out, report)
@@ -99,12 +105,12 @@ def _run(display: Any, path: Path) -> dict[str, Any]:
     return {"spec": spec.to_dict(), **metrics}
 
 
-def _data(display: Any, source: str) -> dict[str, Any]:
+def _data(display: Any, source: str, **options: Any) -> dict[str, Any]:
     from collections import Counter
 
     from edgetl.cli.display import open_data
 
-    dataset = open_data(display, source)
+    dataset = open_data(display, source, **options)
     counts = Counter((item.label, item.split) for item in dataset.items)
     splits = ("train", "val", "test")
     rows = [(name, *(str(counts[i, split]) for split in splits)) for i, name in enumerate(dataset.classes)]

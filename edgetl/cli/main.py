@@ -60,9 +60,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(f"edgetl: {missing}", err=True)
         return missing.exit_code
     except EdgetlError as error:
-        click.echo(f"edgetl: {error}", err=True)
+        click.echo(f"edgetl: {_one_line(error)}", err=True)
         return error.exit_code
     return 0
+
+
+def _one_line(error: EdgetlError) -> str:
+    """Returns the message; from a data loader's process it comes behind that process's traceback."""
+    last = str(error).strip().splitlines()[-1]
+    return last.removeprefix(f"{type(error).__module__}.{type(error).__qualname__}: ")
 
 
 def main() -> None:

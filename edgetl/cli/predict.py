@@ -25,7 +25,9 @@ def predict(
 ) -> None:
     """Classify PICTURES (files, or folders of them) with BUNDLE."""
     import edgetl
+    from edgetl.artifacts import printable
     from edgetl.cli.display import Display
+    from edgetl.errors import PictureError
 
     results: list[dict[str, Any]] = []
     with (
@@ -34,12 +36,17 @@ def predict(
     ):
         display.note(f"{classify.variant} on {classify.engine}: {classify.reason}")
         paths = list(_files(pictures))
+        failed: list[PictureError] = []
         for number, path in enumerate(paths, start=1):
-            answer = classify(path)
+            try:
+                answer = classify(path)
+            except PictureError as error:
+                failed.append(error)
+                continue
             best = answer.top(top)
             results.append(
                 {
-                    "path": str(path),
+                    "path": printable(path),
                     "label": answer.label,
                     "confidence": answer.confidence,
                     "top": [{"label": label, "confidence": score} for label, score in best],
@@ -49,7 +56,12 @@ def predict(
     for result in results if json_out != "-" else []:
         rest = ", ".join(f"{entry['label']} {entry['confidence']:.1%}" for entry in result["top"])
         click.echo(f"{result['path']}: {rest}")
-    emit_json(json_out, results)
+    if results or not failed:
+        emit_json(json_out, results)
+    for problem in failed[:-1]:
+        click.echo(f"edgetl: {problem}", err=True)
+    if failed:  # the others have had their answers
+        raise failed[-1]
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -8,13 +8,14 @@ Accepted sources::
     digits                                    scikit-learn's 1,797 scanned digits, 8 x 8
 """
 
-from edgetl.dataset.collection import Dataset, Item, Source, calibration_sample, open_dataset
+from edgetl.dataset.collection import VAL_FRACTION, Dataset, Item, Source, calibration_sample, open_dataset
 from edgetl.dataset.look import Audit
 from edgetl.dataset.sources import BUILT_IN, EXTENSIONS, write_digits
 
 __all__ = [
     "BUILT_IN",
     "EXTENSIONS",
+    "VAL_FRACTION",
     "Audit",
     "Dataset",
     "Item",

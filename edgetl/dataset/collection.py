@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgetl.artifacts import canonical_json
+from edgetl.artifacts import canonical_json, printable
 from edgetl.dataset.look import Audit, Look, look_at_all
 from edgetl.dataset.sources import BUILT_IN, EXTENSIONS, LAYOUTS, SPLITS, Found, discover
 from edgetl.errors import DatasetError
 
-__all__ = ["Dataset", "Item", "Source", "calibration_sample", "open_dataset"]
+__all__ = ["VAL_FRACTION", "Dataset", "Item", "Source", "calibration_sample", "open_dataset"]
 
 VAL_FRACTION = 0.2
 MAX_BAD_FRACTION = 0.05
@@ -104,7 +104,7 @@ def open_dataset(
     if not found:
         raise DatasetError(f"{name}: holds no pictures ({', '.join(sorted(EXTENSIONS))}); expected {LAYOUTS}")
     looks = look_at_all(found, on_progress)
-    bad = tuple((str(f.path), look.bad) for f, look in zip(found, looks, strict=True) if look.bad)
+    bad = tuple((printable(f.path), look.bad) for f, look in zip(found, looks, strict=True) if look.bad)
     if len(bad) > MAX_BAD_FRACTION * len(found):
         path, reason = bad[0]
         raise DatasetError(
@@ -116,13 +116,13 @@ def open_dataset(
     if len(classes) < 2:
         raise DatasetError(f'{name}: has one class ("{classes[0]}"); a classifier needs at least 2')
     items = _items(kept, classes, val_fraction)
-    notes = [(str(f.path), look.note) for f, look in kept if look.note]
-    notes += _check_classes(name, classes, items)
+    notes = [(printable(f.path), look.note) for f, look in kept if look.note]
+    notes += _check_classes(name, classes, items, given=any(f.split for f in found))
     notes += _check_duplicates(items, allow_leakage=allow_leakage)
     audit = Audit(len(found), bad, tuple(notes))
     absolute = name if name in BUILT_IN else str(Path(name).resolve())
     opened = Source(absolute, val_fraction, allow_leakage)
-    return Dataset(name, classes, tuple(items), _digest(classes, items), audit, opened)
+    return Dataset(printable(name), classes, tuple(items), _digest(classes, items), audit, opened)
 
 
 def calibration_sample(items: Sequence[Item], count: int) -> tuple[Item, ...]:
@@ -172,12 +172,14 @@ def _salted(digest: str, purpose: str) -> str:
     return hashlib.sha256(f"edgetl:{purpose}:{digest}".encode()).hexdigest()
 
 
-def _check_classes(source: str, classes: Sequence[str], items: Sequence[Item]) -> list[tuple[str, str]]:
+def _check_classes(source: str, classes: Sequence[str], items: Sequence[Item], *, given: bool) -> list[tuple[str, str]]:
     train = Counter(item.label for item in items if item.split == "train")
     val = Counter(item.label for item in items if item.split == "val")
     empty = [name for i, name in enumerate(classes) if train[i] == 0]
     if empty:
         raise DatasetError(f'{source}: class "{empty[0]}" has no readable training pictures; add some or remove it')
+    if not val and given:
+        raise DatasetError(f"{source}: names no usable picture of the split val; add some, or leave the splits out")
     if not val:
         raise DatasetError(f"{source}: no class has 2 or more pictures, so nothing is left for validation; add some")
     notes = [
@@ -199,7 +201,7 @@ def _check_duplicates(items: Sequence[Item], *, allow_leakage: bool) -> list[tup
                 "delete one, or allow it with --allow-leakage"
             )
         where = "another class" if first.label != item.label else "the same class"
-        notes.append((str(item.path), f"the same picture as {first.path}, in {where}"))
+        notes.append((printable(item.path), f"the same picture as {printable(first.path)}, in {where}"))
     return notes
 
 

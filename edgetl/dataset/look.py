@@ -15,7 +15,7 @@ from PIL import Image
 
 from edgetl.dataset.sources import Found
 from edgetl.errors import PictureError
-from edgetl.preprocess import MAX_PIXELS, decode
+from edgetl.preprocess import MAX_PIXELS, NARROWEST, decode
 from edgetl.quiet import without_warnings
 from edgetl.spec import PreprocessSpec
 
@@ -83,6 +83,8 @@ def _look(path: Path) -> Look:
         return Look(bad=str(error).removeprefix("picture bytes: "))
     if min(image.size) < _SMALLEST_SIDE:
         return Look(bad=f"{image.width} x {image.height} pixels")
+    if max(image.size) > NARROWEST * min(image.size):
+        return Look(bad=f"{image.width} x {image.height} pixels, too narrow")
     return Look(hashlib.sha256(data).hexdigest(), note=note)
 
 
@@ -96,7 +98,7 @@ def _remark(data: bytes) -> str:
         with without_warnings(), Image.open(io.BytesIO(data)) as image:
             if image.mode == "CMYK":
                 remarks.append("CMYK, converted")
-            if image.mode.startswith("I") or image.mode == "F":
+            if image.mode.startswith("I") or image.mode == "F" or any(";16" in str(tile[3]) for tile in image.tile):
                 remarks.append("16-bit, upper 8 bits used")
             if image.mode in ("P", "PA"):
                 remarks.append("palette, converted")

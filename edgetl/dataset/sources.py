@@ -16,11 +16,17 @@ from edgetl.errors import DatasetError, InputError, require
 
 __all__ = ["BUILT_IN", "EXTENSIONS", "LAYOUTS", "SPLITS", "Found", "discover", "write_digits"]
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+# Formats that Pillow may not decode (a phone's .heic) are named too, so that the audit can say they were left out.
+EXTENSIONS = frozenset(
+    {
+        ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
+        ".avif", ".heic", ".heif",
+    }
+)  # fmt: skip
 BUILT_IN = ("digits",)
 SPLITS = ("train", "val", "test")
 LAYOUTS = "root/{train,val}/class/picture, root/class/picture, a CSV table, or the name digits"
-_OTHER_SPLITS = frozenset({"val", "test", "valid", "validation", "eval", "dev"})
+_LIKE_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "eval", "dev", "test", "testing"})
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,22 @@ def _discover_folder(root: Path) -> Iterator[Found]:
             for folder in _subfolders(split):
                 yield from (Found(p, folder.name, split.name) for p in _pictures(folder, root))
         return
-    if "train" in names and names & _OTHER_SPLITS:
-        odd = ", ".join(sorted(names - set(SPLITS)))
-        raise DatasetError(
-            f"{root}: has the splits train/, val/, test/ mixed with {odd}; rename or move what is no split"
-        )
+    for folder in folders:
+        if folder.name.lower() in _LIKE_SPLITS and _subfolders(folder) and not any(_direct_pictures(folder)):
+            raise DatasetError(
+                f"{root}: {folder.name}/ holds folders and looks like a split, but splits are named train/, val/ and "
+                "test/ and stand alone; rename it, or move what is no split"
+            )
     for folder in folders:
         yield from (Found(p, folder.name, None) for p in _pictures(folder, root))
 
 
 def _subfolders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _direct_pictures(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
 
 
 def _pictures(folder: Path, root: Path) -> list[Path]:

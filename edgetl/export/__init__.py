@@ -4,6 +4,7 @@ from edgetl.export.onnx import check_agreement, onnx_from_module
 from edgetl.export.pipeline import (
     ExportConfig,
     Reporter,
+    check_original,
     export_onnx_file,
     export_original,
     export_run,
@@ -14,6 +15,7 @@ __all__ = [
     "ExportConfig",
     "Reporter",
     "check_agreement",
+    "check_original",
     "export_onnx_file",
     "export_original",
     "export_run",

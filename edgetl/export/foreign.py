@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from edgetl.artifacts import OnnxModel, sha256_of
 from edgetl.errors import EdgetlError, ExportError
 from edgetl.export.onnx import OPSET
+from edgetl.metrics import softmax
 from edgetl.quantize import load_onnx, save_onnx
 from edgetl.runtime.ort import OrtSession
 from edgetl.spec import ModelSpec
@@ -38,6 +39,7 @@ def onnx_from_foreign(source: Path, spec: ModelSpec, path: Path) -> OnnxModel:
     model = load_onnx(source)
     model = _at_our_opset(model, source)
     _check_output(model, spec, source)
+    probabilities = _drop_softmax(model)
     _store_constants(model)
     moving = _only_input(model, source)
     height, width, channels = spec.preprocess.input_shape
@@ -46,13 +48,14 @@ def onnx_from_foreign(source: Path, spec: ModelSpec, path: Path) -> OnnxModel:
         _prepend_preprocessing(model, moving, spec)
     elif moving.type.tensor_type.elem_type == TensorProto.UINT8:
         _check_input(moving, (height, width, channels), source)
+        _cast_first(model, moving.name)
     else:
         raise ExportError(f"{source}: takes neither float32 (N, C, H, W) nor uint8 (N, H, W, C)")
     _free_batch(model)
     _name_nodes(model)
     _name_outputs(model, source)
     _fold(model, source, path)
-    _check_answers(source, spec, path)
+    _check_answers(source, spec, path, probabilities)
     return OnnxModel(path, spec, "fp32", "any", sha256_of(path), sha256_of(source))
 
 
@@ -88,6 +91,52 @@ def _check_output(model: onnx.ModelProto, spec: ModelSpec, source: Path) -> None
             f"{source}: its first output {first.name} has shape {dims}, the spec has {len(spec.labels)} labels: "
             f"it must be (N, {len(spec.labels)})"
         )
+
+
+def _drop_softmax(model: onnx.ModelProto) -> bool:
+    """Ends a graph at its logits where it ends with a softmax over the classes, which the runtime applies itself.
+
+    Returns:
+        Whether there was one.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    output = model.graph.output[0]
+    node = makers.get(output.name)
+    tail = [node]
+    while node is not None and node.op_type == "Identity":
+        node = makers.get(node.input[0])
+        tail.append(node)
+    if node is None or node.op_type != "Softmax":
+        return False
+    if next((a.i for a in node.attribute if a.name == "axis"), -1) not in (-1, 1):
+        return False
+    kept = [n for n in model.graph.node if not any(n is member for member in tail)]
+    if any(name in n.input for n in kept for name in node.output):
+        return False
+    output.name = node.input[0]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return True
+
+
+def _cast_first(model: onnx.ModelProto, name: str) -> None:
+    """Lets a graph that moves uint8 channels first cast before: TensorRT moves no uint8."""
+    takers = [node for node in model.graph.node if name in node.input]
+    if len(takers) != 1 or takers[0].op_type != "Transpose":
+        return
+    transpose = takers[0]
+    behind = [node for node in model.graph.node if transpose.output[0] in node.input]
+    if len(behind) != 1 or behind[0].op_type != "Cast":
+        return
+    cast = behind[0]
+    moved = onnx.NodeProto()
+    moved.CopyFrom(cast)
+    kept = onnx.NodeProto()
+    kept.CopyFrom(transpose)
+    moved.input[0], moved.output[0] = name, transpose.output[0]
+    kept.input[0], kept.output[0] = transpose.output[0], cast.output[0]
+    transpose.CopyFrom(moved)
+    cast.CopyFrom(kept)
 
 
 def _store_constants(model: onnx.ModelProto) -> None:
@@ -213,7 +262,7 @@ def _fold(model: onnx.ModelProto, source: Path, path: Path) -> None:
     save_onnx(result, path)
 
 
-def _check_answers(source: Path, spec: ModelSpec, path: Path) -> None:
+def _check_answers(source: Path, spec: ModelSpec, path: Path, probabilities: bool) -> None:
     """Compares the adapted graph with the user's own, in one batch and picture by picture."""
     pictures = np.random.default_rng(0).integers(0, 256, (3, *spec.preprocess.input_shape), dtype=np.uint8)
     try:
@@ -227,7 +276,9 @@ def _check_answers(source: Path, spec: ModelSpec, path: Path) -> None:
     tolerance = _LARGEST_ERROR * float(np.abs(alone).max()) + 1e-12
     if together.shape != alone.shape or np.abs(together - alone).max() > tolerance:
         raise ExportError(f"{source}: answers differently in a batch; export it with a dynamic batch")
-    if np.abs(_answers_of(source, spec, pictures) - alone).max() > tolerance:
+    theirs = _answers_of(source, spec, pictures)
+    ours, tolerance = (softmax(alone), _LARGEST_ERROR) if probabilities else (alone, tolerance)
+    if np.abs(theirs - ours).max() > tolerance:
         raise ExportError(f"{source}: answers differently once adapted; export it again with opset {OPSET}")
 
 
@@ -243,4 +294,9 @@ def _answers_of(source: Path, spec: ModelSpec, pictures: NDArray[np.uint8]) -> N
         normalized = (pictures.astype(np.float32) * spec.preprocess.scale - mean) / std
         inputs = np.ascontiguousarray(normalized.transpose(0, 3, 1, 2).astype(np.float32))
     first = session.get_outputs()[0].name
-    return np.concatenate([session.run([first], {moving.name: one[None]})[0] for one in inputs])
+    try:
+        return np.concatenate([session.run([first], {moving.name: one[None]})[0] for one in inputs])
+    except Exception as error:  # onnxruntime raises its own classes, unrelated to each other
+        raise ExportError(
+            f"{source}: does not take one picture ({str(error).splitlines()[0][:160]}); export it with a dynamic batch"
+        ) from None

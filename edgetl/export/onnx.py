@@ -60,11 +60,11 @@ def onnx_from_module(module: nn.Module, spec: ModelSpec, path: Path, *, parent: 
                 input_names=["pictures"],
                 output_names=["logits", "embedding"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _global_average_pool()},
+                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _adaptive_average_pool()},
                 verbose=False,
             )
         except Exception as error:  # torch.export raises many kinds, all with long explanations
-            raise ExportError(f"{spec.backbone}: torch cannot export this network ({_last_line(error)})") from error
+            raise ExportError(f"{spec.backbone}: torch cannot export this network ({_reason(error)})") from error
         model = onnx.load(raw)
     _tidy(model, spec)
     save_onnx(model, path)
@@ -137,14 +137,23 @@ def _with_preprocessing(module: nn.Module, spec: ModelSpec) -> nn.Module:
     return _Plain(Normalize(spec.preprocess), foreign)
 
 
-def _global_average_pool() -> Any:
-    """Translates adaptive_avg_pool2d to GlobalAveragePool; torch's own makes a chain that nobody quantizes."""
+def _adaptive_average_pool() -> Any:
+    """Translates adaptive_avg_pool2d to plain pooling; torch's own makes a chain that nobody quantizes."""
     from onnxscript import opset18 as op
 
     def translate(x: Any, output_size: Any) -> Any:
-        if any(int(side) != 1 for side in output_size):
-            raise ExportError(f"adaptive_avg_pool2d to {list(output_size)} is not supported, only to 1 x 1")
-        return op.GlobalAveragePool(x)
+        wanted = [int(side) for side in output_size]
+        if wanted == [1, 1]:
+            return op.GlobalAveragePool(x)
+        has = [int(side) for side in list(x.shape)[-2:]]
+        if has == wanted:
+            return op.Identity(x)
+        if any(h % w for h, w in zip(has, wanted, strict=True)):
+            raise ExportError(
+                f"adaptive_avg_pool2d from {has} to {wanted} has windows of different sizes; choose another --size"
+            )
+        window = [h // w for h, w in zip(has, wanted, strict=True)]
+        return op.AveragePool(x, kernel_shape=window, strides=window)
 
     return translate
 
@@ -177,6 +186,9 @@ def _widen_normalization(model: onnx.ModelProto, width: int) -> None:
                 tensor.CopyFrom(numpy_helper.from_array(wide, name))
 
 
-def _last_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """Returns the first line of what began it; around it, torch wraps advice about its own flags."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
+    return lines[0][:200] if lines else type(error).__name__

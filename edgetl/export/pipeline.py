@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from edgetl import host
 from edgetl.artifacts import OnnxModel, new_folder, write_json
 from edgetl.backbones import load_network
 from edgetl.bench import Side, answers, label_indices, measure_latency, paired_ratio, scores
-from edgetl.bundle import Bundle, Variant, open_bundle, write_manifest
+from edgetl.bundle import Bundle, Variant, check_free, open_bundle, write_manifest
 from edgetl.dataset import Dataset, Item, calibration_sample
 from edgetl.errors import ExportError, GateError, InputError
 from edgetl.export.foreign import onnx_from_foreign
@@ -26,10 +27,19 @@ from edgetl.preprocess import preprocess
 from edgetl.quantize import TARGETS, QuantizeConfig, calibrate, write_fp16, write_int8
 from edgetl.spec import ModelSpec
 
-__all__ = ["ExportConfig", "Reporter", "export_onnx_file", "export_original", "export_run", "original_name"]
+__all__ = [
+    "ExportConfig",
+    "Reporter",
+    "check_original",
+    "export_onnx_file",
+    "export_original",
+    "export_run",
+    "original_name",
+]
 
 _BATCH = 8
 _COMPARED = 8
+_LARGEST_MATRIX = 64
 
 
 class Reporter(Protocol):
@@ -50,7 +60,7 @@ class ExportConfig:
         int8: Whether the three INT8 forms are made.
         fp16: Whether the FP16 form is made.
         quantize: Settings of the calibration.
-        max_drop: Largest loss of top-1 accuracy of an INT8 form against FP32, a fraction.
+        max_drop: Largest loss of top-1 accuracy of a variant against FP32, a fraction.
         seconds: Of latency measuring in each of 3 processes.
     """
 
@@ -80,8 +90,9 @@ def export_run(
 
     Raises:
         ExportError: The data is not the run's, or the graph disagrees with torch.
-        GateError: An INT8 form loses more than allowed; nothing is written.
+        GateError: A variant loses more than allowed, or overflows; nothing is written.
     """
+    check_free(out, force=force)
     checkpoint, _ = open_run(run)
     if dataset.digest != checkpoint.dataset_digest:
         raise ExportError(
@@ -102,23 +113,33 @@ def export_original(
 ) -> Bundle:
     """Exports the pretrained network that a run began with, its own head and labels in place.
 
-    It is judged on the data where the data's classes are among its labels; what a linear probe on its frozen
-    features reaches is stated beside.
+    It is there to be compared with, so a loss of accuracy is stated and no error. It is judged on the data where
+    the data's classes are among its labels; what a linear probe on its frozen features reaches is stated beside.
 
     Raises:
         ExportError: The run's weights brought no head of their own.
     """
-    source = run / "source.safetensors"
-    if not source.exists():
-        raise ExportError(
-            f"{run}: its weights had no head of their own, so there is no original to export; leave out --with-original"
-        )
-    network, spec = load_network(source)
+    check_original(run, out, force=force)
+    network, spec = load_network(run / "source.safetensors")
     with new_folder(out, force=force) as folder:
-        job = _Job(folder, spec, dataset, config, reporter)
+        job = _Job(folder, spec, dataset, config, reporter, gated=False)
         graph = job.from_module(network, "")
         job.finish(graph, {"kind": "original"}, extra={"probe_top1": _probe(graph, dataset, reporter)})
     return open_bundle(out)
+
+
+def check_original(run: Path, out: Path, *, force: bool = False) -> None:
+    """Says early what `export_original` would refuse.
+
+    Raises:
+        ExportError: The run's weights brought no head of their own.
+        InputError: Something is in the way.
+    """
+    check_free(out, force=force)
+    if not (run / "source.safetensors").exists():
+        raise ExportError(
+            f"{run}: its weights had no head of their own, so there is no original to export; leave out --with-original"
+        )
 
 
 def export_onnx_file(
@@ -136,6 +157,7 @@ def export_onnx_file(
     Raises:
         ExportError: The file does not fit the spec, or the data's classes are not among its labels.
     """
+    check_free(out, force=force)
     missing = [name for name in dataset.classes if name not in spec.labels]
     if missing:
         raise ExportError(
@@ -163,6 +185,7 @@ class _Job:
     dataset: Dataset
     config: ExportConfig
     reporter: Reporter
+    gated: bool = True
 
     def from_module(self, network: Any, parent: str) -> OnnxModel:
         """Writes the FP32 graph and proves that it answers as torch does."""
@@ -183,10 +206,15 @@ class _Job:
         variants, proof = self._judge(models)
         self.reporter.variants(variants)
         self._gate(variants)
+        opened, quantize = self.dataset.source, self.config.quantize
         provenance = {
             "edgetl": edgetl.__version__,
             "source": origin,
             "dataset_digest": self.dataset.digest,
+            "val_fraction": opened.val_fraction,
+            "allow_leakage": opened.allow_leakage,
+            "max_drop": self.config.max_drop,
+            "int8": {"method": quantize.method, "keep_fp16": list(quantize.keep_fp16)} if self.config.int8 else None,
             "calibration_pictures": len(self._calibration()) if self.config.int8 else 0,
             "versions": host.versions(),
         }
@@ -209,7 +237,9 @@ class _Job:
             self.config.quantize,
             on_progress=lambda done: self.reporter.progress("calibration", done, len(items)),
         )
-        write_json(self.folder / "calibration.json", calibration.to_dict())
+        pictures = hashlib.sha256("".join(item.sha256 for item in items).encode()).hexdigest()
+        made_with = {"pictures_sha256": pictures, "preprocess": self.spec.preprocess.to_dict()}
+        write_json(self.folder / "calibration.json", {**calibration.to_dict(), **made_with})
         keep = self.config.quantize.keep_fp16
         models = []
         for name in (target.name for target in TARGETS):
@@ -235,17 +265,24 @@ class _Job:
             metrics["top1_drop"] = None if best is None or metrics["top1"] is None else best - metrics["top1"]
             metrics["sqnr_db"] = sqnr_db(logits, found[0])
             metrics["latency_ratio"] = ratio.get(variant.name)
-            variants.append(_recommended(variant, metrics))
+            if self.gated and not np.isfinite(logits).all():
+                raise GateError(
+                    f"{variant.name} answers with NaN or infinity, {_overflows(variant)}; nothing was written"
+                )
+            variants.append(_recommended(variant, metrics, self.config.max_drop))
         proof: dict[str, Any] = {
             "dataset_digest": self.dataset.digest,
             "val_pictures": len(val),
             "cpu": host.cpu_name(),
+            "int8_dot": host.has_int8_dot(),
         }
         if labels is None:
             proof["fp32"] = None
             proof["reason"] = "the data's classes are not among this model's labels"
         else:
             proof["fp32"] = classification_report(found[0], labels, self.spec.labels)
+            if len(self.spec.labels) > _LARGEST_MATRIX:  # every load reads the manifest
+                del proof["fp32"]["confusion_matrix"]
         return variants, proof
 
     def _latency_ratio(self, variants: Sequence[Variant]) -> dict[str, float | None]:
@@ -257,28 +294,48 @@ class _Job:
             seconds=self.config.seconds,
             on_progress=lambda done, total: self.reporter.progress("latency", done, total),
         )
+        samples = {"format_version": 1, "cpu": host.cpu_name(), "samples_ns": {"fp32": timed[0], native: timed[1]}}
+        write_json(self.folder / "latency.json", samples)
         return {"fp32": 1.0, native: paired_ratio(timed[1], timed[0])}
 
     def _gate(self, variants: Sequence[Variant]) -> None:
-        for variant in variants:
+        for variant in variants if self.gated else ():
             drop = variant.metrics["top1_drop"]
-            if variant.precision == "int8" and drop is not None and drop > self.config.max_drop + 1e-9:
+            if _too_bad(variant.metrics, self.config.max_drop):
+                remedy = "leave it out by --no-fp16"
+                if variant.precision == "int8":
+                    remedy = "try another --method, more --calib-images, --keep-fp16 for sensitive layers"
                 raise GateError(
-                    f"{variant.name} loses {drop * 100:.2f} points of top-1 on {len(self._val())} pictures, allowed "
-                    f"are {self.config.max_drop * 100:g}; nothing was written: try another --method, more "
-                    "--calib-images, --keep-fp16 for sensitive layers, or allow more by --max-drop"
+                    f"{variant.name} loses {(drop or 0) * 100:.2f} points of top-1 on {len(self._val())} pictures, "
+                    f"allowed are {self.config.max_drop * 100:g}; nothing was written: {remedy}, or allow more by "
+                    "--max-drop"
                 )
+
+
+def _too_bad(metrics: Mapping[str, float | None], max_drop: float) -> bool:
+    drop = metrics["top1_drop"]
+    return drop is not None and drop > max_drop + 1e-9
+
+
+def _overflows(variant: Variant) -> str:
+    if variant.precision == "fp16":
+        return "its values leave the range of FP16: leave it out by --no-fp16"
+    return "train again at a lower rate" if variant.precision == "fp32" else "calibrate by another --method"
 
 
 def _variant(name: str, model: OnnxModel) -> Variant:
     return Variant(name, model.precision, model.target, model.path.name, model.sha256, model.path.stat().st_size)
 
 
-def _recommended(variant: Variant, metrics: dict[str, float | None]) -> Variant:
+def _recommended(variant: Variant, metrics: dict[str, float | None], max_drop: float) -> Variant:
     ratio = metrics["latency_ratio"]
     recommended: bool | None = None
     if variant.name == "fp32":
         recommended, reason = True, "the reference"
+    elif metrics["top1_drop"] is None:
+        recommended, reason = False, "its accuracy could not be measured on this data"
+    elif _too_bad(metrics, max_drop):
+        recommended, reason = False, f"loses {metrics['top1_drop'] * 100:.2f} points of top-1"
     elif ratio is not None:
         recommended = ratio < 1.0
         reason = f"{ratio:.2f}x the latency of fp32 on {host.cpu_name()}"

@@ -12,6 +12,7 @@ __all__ = ["FinetuneConfig", "parse_strategy"]
 
 Optimizer = Literal["adamw", "sgd"]
 Augment = Literal["none", "light", "standard"]
+BatchNorm = Literal["frozen", "train"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class FinetuneConfig:
         epochs: Passes over the training pictures; for ``probe``, passes over their features are 5 times as many.
         batch_size: Pictures per step.
         optimizer: ``adamw`` or ``sgd`` (momentum 0.9).
-        lr: Peak learning rate of the head; None takes 1e-3 for adamw and 1e-2 for sgd.
+        lr: Peak learning rate of the head; None takes 5e-4 for adamw and 5e-3 for sgd.
         layer_decay: Factor on the rate from each block to the one below it, 0 to 1; 1 is one rate for all.
         weight_decay: Of matrices; biases and normalization are left alone.
         label_smoothing: 0 to 1.
-        blend: Share of the tuned weights in the result of ``lp-ft``, 0 to 1; the rest is the probed network.
+        batchnorm: ``frozen`` normalizes with the pretrained statistics while tuning, as a device will, and trains
+            scales and shifts alone; ``train`` follows the batches. What was never trained follows them anyway.
         warmup: Share of the steps in which the rate rises, 0 to 1; it then falls by a cosine to 0.
         augment: ``none``, ``light`` (crop, colour) or ``standard`` (stronger crop, mirror, colour).
         select_fraction: Share of the training pictures reserved to choose the best epoch; 0 keeps the last.
@@ -55,7 +57,7 @@ class FinetuneConfig:
     layer_decay: float = 0.85
     weight_decay: float = 0.02
     label_smoothing: float = 0.1
-    blend: float = 0.8
+    batchnorm: str = "frozen"
     warmup: float = 0.1
     augment: str = "standard"
     select_fraction: float = 0.0
@@ -72,7 +74,11 @@ class FinetuneConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"{_option(name)} is {value}: it must be between {low} and {high}")
-        for name, choices in (("optimizer", get_args(Optimizer)), ("augment", get_args(Augment))):
+        for name, choices in (
+            ("optimizer", get_args(Optimizer)),
+            ("augment", get_args(Augment)),
+            ("batchnorm", get_args(BatchNorm)),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(f'{_option(name)} is "{getattr(self, name)}": it must be {" or ".join(choices)}')
         if self.lr is not None and not 0 < self.lr < 100:
@@ -86,7 +92,7 @@ class FinetuneConfig:
     @property
     def peak_lr(self) -> float:
         """The learning rate in force."""
-        return self.lr if self.lr is not None else {"adamw": 1e-3, "sgd": 1e-2}[self.optimizer]
+        return self.lr if self.lr is not None else {"adamw": 5e-4, "sgd": 5e-3}[self.optimizer]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -118,7 +124,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("layer_decay", 0.01, 1.0),
     ("weight_decay", 0.0, 10.0),
     ("label_smoothing", 0.0, 0.9),
-    ("blend", 0.0, 1.0),
     ("warmup", 0.0, 0.9),
     ("select_fraction", 0.0, 0.5),
     ("patience", 0, 100_000),

@@ -6,6 +6,7 @@ an interrupted training repeats itself bit by bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,9 +21,19 @@ from edgetl.dataset import Item
 from edgetl.preprocess import decode, preprocess
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["EpochSampler", "FeatureRows", "evaluation_loader", "shuffled_loader", "training_loader"]
+__all__ = [
+    "EpochSampler",
+    "FeatureRows",
+    "evaluation_loader",
+    "shuffled_loader",
+    "statistics_loader",
+    "training_loader",
+]
 
 Batch = tuple[Tensor, Tensor]
+
+# A batch of n pictures knows (n - 1) / n of the variance between pictures.
+_STATISTICS_BATCH = 64
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -133,6 +144,17 @@ def evaluation_loader(
         batch_size=batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def statistics_loader(items: Sequence[Item], spec: PreprocessSpec, *, workers: int) -> DataLoader[Batch]:
+    """Returns the items as a device sees them, in batches of one size (but for one picture), at most 64."""
+    batches = np.array_split(np.arange(len(items)), math.ceil(len(items) / _STATISTICS_BATCH))
+    return DataLoader(
+        _EvaluationPictures(items, spec),
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=workers,
         generator=torch.Generator().manual_seed(0),
     )
 

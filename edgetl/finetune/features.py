@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from edgetl.artifacts import canonical_json, write_bytes
 from edgetl.backbones import Network
 from edgetl.dataset import Item
+from edgetl.errors import InputError
 from edgetl.finetune.data import evaluation_loader
 from edgetl.spec import PreprocessSpec
 
 __all__ = ["compute_features"]
 
 _VERSION = 1
+_KEPT = 64
 
 
 def compute_features(
@@ -35,26 +37,41 @@ def compute_features(
 ) -> NDArray[np.float32]:
     """Returns what the head's first layer sees of each picture, (N, D) float32, without augmentation.
 
-    The result is taken from ``$XDG_CACHE_HOME/edgetl/features`` where backbone, preprocessing and pictures
-    are the same to the bit.
+    The result is taken from ``$XDG_CACHE_HOME/edgetl/features`` where weights, preprocessing and pictures
+    are the same to the bit, and the first batch, computed anew, proves that the code between them is too.
     """
     path = _cache() / f"{_key(network, items, spec)}.npy"
     cached = _read(path, len(items))
-    if cached is not None:
-        on_progress(len(items), len(items))
-        return cached
     network.eval().to(device)
-    rows = []
+    rows: list[NDArray[np.float32]] = []
     with torch.inference_mode():
         for pictures, _ in evaluation_loader(items, spec, batch_size=batch_size, workers=workers):
             pooled = network.head.pool(network.features(pictures.to(device)))
             rows.append(torch.flatten(pooled, 1).float().cpu().numpy())
+            if len(rows) == 1 and cached is not None and _agree(cached[: len(rows[0])], rows[0]):
+                on_progress(len(items), len(items))
+                return cached
             on_progress(sum(map(len, rows)), len(items))
     features = np.concatenate(rows)
+    _keep(path, features)
+    return features
+
+
+def _agree(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    """Tells whether features differ by no more than another device's or another batch size's rounding."""
+    return a.shape == b.shape and bool(np.abs(a - b).max() <= 1e-3 * max(float(np.abs(b).max()), 1e-6))
+
+
+def _keep(path: Path, features: NDArray[np.float32]) -> None:
+    """Writes the cache where that is possible, and forgets the oldest entries beyond the newest few."""
     buffer = io.BytesIO()
     np.save(buffer, features, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
-    return features
+    try:
+        write_bytes(path, buffer.getvalue())
+        for old in sorted(path.parent.glob("*.npy"), key=lambda p: -p.stat().st_mtime)[_KEPT:]:
+            old.unlink(missing_ok=True)
+    except (InputError, OSError):  # no home, no space: it is only a cache
+        return
 
 
 def _cache() -> Path:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,15 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from edgetl.errors import Interrupted
+from edgetl.errors import InputError, Interrupted
 from edgetl.finetune.data import EpochSampler
+from edgetl.finetune.signals import STOP_SIGNALS, signals_restored
 from edgetl.quiet import quiet
 
 __all__ = ["FitResult", "Row", "Settings", "evaluate_logits", "fit"]
+
+# Norm of all gradients together. Frozen BatchNorm bounds them no longer: SGD at 0.003 diverged without.
+_LARGEST_GRADIENT = 1.0
 
 Row = dict[str, float | int | str]
 Progress = Callable[[str, int, int, str], None]
@@ -66,7 +69,7 @@ class FitResult:
 def fit(
     network: nn.Module,
     groups: list[dict[str, Any]],
-    frozen: list[nn.Module],
+    frozen: Sequence[nn.Module],
     train: DataLoader[Any],
     evaluate: dict[str, DataLoader[Any]],
     settings: Settings,
@@ -92,7 +95,7 @@ def fit(
     network.train()  # Lightning leaves modes as it finds them
     task = _Task(network, groups, frozen, settings, len(train), tuple(evaluate))
     keeper = _Keeper(settings, on_row, on_progress)
-    with quiet("lightning.pytorch", "lightning.fabric"), _signals_restored():
+    with quiet("lightning.pytorch", "lightning.fabric"), signals_restored():
         trainer = lightning.Trainer(
             max_epochs=settings.epochs,
             accelerator="auto",
@@ -103,6 +106,7 @@ def fit(
             enable_model_summary=False,
             enable_progress_bar=False,
             num_sanity_val_steps=0,
+            gradient_clip_val=_LARGEST_GRADIENT,
             callbacks=[keeper],
         )
         trainer.fit(
@@ -130,7 +134,7 @@ class _Task(lightning.LightningModule):
         self,
         network: nn.Module,
         groups: list[dict[str, Any]],
-        frozen: list[nn.Module],
+        frozen: Sequence[nn.Module],
         settings: Settings,
         steps_per_epoch: int,
         evaluations: tuple[str, ...],
@@ -160,13 +164,13 @@ class _Task(lightning.LightningModule):
         self.seen += len(labels)
         return loss
 
-    def on_train_epoch_start(self) -> None:
-        """Keeps frozen normalizations as they were pretrained."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keeps frozen normalizations as they were pretrained, and makes dropout a function of seed and step.
+
+        An epoch's start would not do: a training resumed in the middle of one has none.
+        """
         for module in self._frozen:
             module.eval()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Makes dropout a function of seed and step."""
         torch.manual_seed(self._settings.seed * 1_000_003 + self.global_step)
 
     def on_validation_epoch_start(self) -> None:
@@ -216,6 +220,7 @@ class _Keeper(Callback):
         self.best: dict[str, Tensor] | None = None
         self.best_epoch = 0
         self.best_score: tuple[float, float] = (-1.0, -math.inf)
+        self.complete = False  # the last epoch is over, or patience is
         self.stop_requested = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -224,6 +229,7 @@ class _Keeper(Callback):
             "best": self.best,
             "best_epoch": self.best_epoch,
             "best_score": list(self.best_score),
+            "complete": self.complete,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -231,6 +237,7 @@ class _Keeper(Callback):
         self.best = state_dict["best"]
         self.best_epoch = int(state_dict["best_epoch"])
         self.best_score = tuple(state_dict["best_score"])
+        self.complete = bool(state_dict["complete"])
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["edgetl_epoch_sums"] = [float(pl_module.loss_sum), pl_module.seen]
@@ -247,8 +254,10 @@ class _Keeper(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Takes Ctrl-C and SIGTERM over from Lightning, which would stop without saving."""
+        if self.complete:  # resumed, with nothing left to train
+            trainer.should_stop = True
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 signal.signal(number, self._request_stop)
 
     def _request_stop(self, number: int, _: Any) -> None:
@@ -267,6 +276,7 @@ class _Keeper(Callback):
             raise Interrupted("stopped")
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._check_finite(trainer.current_epoch + 1, float(pl_module.loss_sum))
         row: Row = {
             "stage": self._settings.stage,
             "epoch": trainer.current_epoch + 1,
@@ -278,10 +288,21 @@ class _Keeper(Callback):
         self.rows.append(row)
         if "select_top1" in row:
             self._consider(trainer, pl_module, (float(row["select_top1"]), -float(row["select_loss"])))
+        self.complete = trainer.should_stop or trainer.current_epoch + 1 == self._settings.epochs
         self._save(trainer)
         self._on_row(self.rows)
-        if self.stop_requested and trainer.current_epoch + 1 < self._settings.epochs:
+        if self.stop_requested:
             raise Interrupted("stopped")
+
+    def _check_finite(self, epoch: int, loss_sum: float) -> None:
+        if math.isfinite(loss_sum):
+            return
+        if self._settings.last is not None:
+            self._settings.last.unlink(missing_ok=True)  # it could only diverge again
+        raise InputError(
+            f"training diverged in epoch {epoch} of {self._settings.stage}: its loss is no longer finite; "
+            "give a lower --lr"
+        )
 
     def _consider(self, trainer: Any, pl_module: Any, score: tuple[float, float]) -> None:
         if score > self.best_score:
@@ -301,18 +322,6 @@ class _Keeper(Callback):
 def _sampler(trainer: Any) -> EpochSampler:
     sampler: EpochSampler = trainer.fit_loop._data_source.instance.sampler
     return sampler
-
-
-@contextmanager
-def _signals_restored() -> Iterator[None]:
-    """Puts Ctrl-C and SIGTERM back to what they were."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def evaluate_logits(

@@ -24,6 +24,13 @@ __all__ = ["RunFolder", "open_run", "read_config", "read_settings"]
 
 Rows = list[dict[str, float | int | str]]
 
+_FILES = frozenset(
+    {
+        "checkpoint.safetensors", "source.safetensors", "spec.json", "config.yaml", "history.csv", "metrics.json",
+        "last.ckpt", ".last.ckpt.new",
+    }
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -59,32 +66,71 @@ class RunFolder:
         """The figures, written last."""
         return self.root / "metrics.json"
 
+    @property
+    def _replaced(self) -> Path:
+        """Where a run that ``--force`` replaces lies until the new one is complete."""
+        return self.root.with_name(f".{self.root.name}.replaced")
+
+    def check_free(self, *, resume: bool, force: bool) -> None:
+        """Says early what `begin` would refuse, whatever settings and pictures are.
+
+        Raises:
+            InputError: The folder is in the way.
+            CheckpointError: There is nothing to resume.
+        """
+        if resume:
+            if self.metrics.exists():
+                raise CheckpointError(
+                    f"{self.root}: this run is complete, there is nothing to resume; use it, or --force"
+                )
+            read_config(self.config)
+            return
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"{self.root}: is a file; --out names the run's folder")
+        if not self.root.exists() or not any(self.root.iterdir()):
+            return
+        if not force:
+            hint = "choose another --out or give --force"
+            if self.config.exists() and not self.metrics.exists():
+                hint = "it is an interrupted run: give --resume to go on, or --force to begin anew"
+            raise InputError(f"{self.root}: exists already; {hint}")
+        strange = next((p.name for p in sorted(self.root.iterdir()) if p.name not in _FILES), None)
+        if strange or not self.config.exists():
+            holds = f'holds "{strange}"' if strange else "holds no config.yaml"
+            raise InputError(
+                f"{self.root}: {holds}, so it is not just a run, and --force would delete somebody's files; "
+                "choose another --out"
+            )
+
     def begin(self, config: FinetuneConfig, dataset: Dataset, *, resume: bool, force: bool) -> None:
         """Makes the folder, or checks that an interrupted run in it goes on with the same settings.
+
+        A complete run that is replaced stays aside until `finish`; `discard` brings it back.
 
         Raises:
             InputError: The folder is in the way.
             CheckpointError: There is nothing to resume, or settings or pictures differ.
         """
+        self.check_free(resume=resume, force=force)
         if resume:
             self._check_same(config, dataset.digest)
             return
-        if self.root.exists() and any(self.root.iterdir()) and not force:
-            hint = "choose another --out or give --force"
-            if self.config.exists() and not self.metrics.exists():
-                hint = "it is an interrupted run: give --resume to go on, or --force to begin anew"
-            raise InputError(f"{self.root}: exists already; {hint}")
-        if self.root.exists() and any(self.root.iterdir()) and not self.config.exists():
-            raise InputError(f"{self.root}: is no run, --force would delete somebody's files; choose another --out")
-        if self.root.exists():
+        if self.metrics.exists():
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self.root.rename(self._replaced)
+        elif self.root.exists():
             shutil.rmtree(self.root)
         data = {**dataclasses.asdict(dataset.source), "digest": dataset.digest}
         settings = {"data": data, **config.to_dict()}
         write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
 
+    def discard(self) -> None:
+        """Deletes a run that came to nothing, and brings back the one it was to replace."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        if self._replaced.is_dir():
+            self._replaced.rename(self.root)
+
     def _check_same(self, config: FinetuneConfig, digest: str) -> None:
-        if self.metrics.exists():
-            raise CheckpointError(f"{self.root}: this run is complete, there is nothing to resume; use it, or --force")
         saved, _, saved_digest = read_config(self.config)
         if saved_digest != digest:
             raise CheckpointError(f"{self.root}: the pictures have changed since this run began; start a new one")
@@ -113,6 +159,7 @@ class RunFolder:
     def finish(self, metrics: dict[str, Any]) -> None:
         """Writes ``metrics.json``; from here on the run is complete."""
         write_json(self.metrics, metrics)
+        shutil.rmtree(self._replaced, ignore_errors=True)
 
 
 def read_config(path: Path) -> tuple[FinetuneConfig, Source, str]:
@@ -162,6 +209,8 @@ def open_run(root: Path) -> tuple[Checkpoint, Source]:
     _, data, digest = read_config(folder.config)
     if not folder.metrics.exists():
         raise CheckpointError(f"{root}: this run is not complete; go on with edgetl finetune ... --out {root} --resume")
+    if not folder.checkpoint.is_file():
+        raise CheckpointError(f"{folder.checkpoint}: is missing; train again")
     sha256 = sha256_of(folder.checkpoint)
     try:
         recorded = json.loads(folder.metrics.read_text(encoding="utf-8"))["checkpoint_sha256"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,12 +13,13 @@ from edgetl.backbones import Network, Pretrained, WeightsReport, load_pretrained
 from edgetl.dataset import Dataset, Item, calibration_sample
 from edgetl.errors import DatasetError, Interrupted
 from edgetl.finetune.config import FinetuneConfig, parse_strategy
-from edgetl.finetune.data import FeatureRows, evaluation_loader, shuffled_loader, training_loader
+from edgetl.finetune.data import FeatureRows, evaluation_loader, shuffled_loader, statistics_loader, training_loader
 from edgetl.finetune.features import compute_features
 from edgetl.finetune.fit import Row, Settings, evaluate_logits, fit
 from edgetl.finetune.run_folder import RunFolder, open_run
-from edgetl.finetune.settle import blend, reestimate_statistics, snapshot
-from edgetl.finetune.strategies import freeze, frozen_modules, parameter_groups
+from edgetl.finetune.settle import reestimate_statistics
+from edgetl.finetune.signals import signals_interrupt
+from edgetl.finetune.strategies import freeze, parameter_groups, split_normalizations
 from edgetl.metrics import classification_report
 
 __all__ = ["Reporter", "finetune", "open_run"]
@@ -65,6 +65,8 @@ def finetune(
         EdgetlError: Settings, weights or pictures cannot be used; nothing is left behind then.
         Interrupted: Stopped by a signal; the run can be resumed.
     """
+    folder = RunFolder(out)
+    folder.check_free(resume=resume, force=force)
     train, select = _selection(dataset.split("train"), config.select_fraction)
     overrides = {"size": config.size, "mean": config.mean, "std": config.std}
     torch.manual_seed(config.seed)
@@ -73,21 +75,21 @@ def finetune(
         reporter.weights(pretrained.report)
     network, spec = new_network(pretrained, dataset.classes, head=config.head, dropout=config.dropout)
     freeze(network, config.strategy)
-    folder = RunFolder(out)
     folder.begin(config, dataset, resume=resume, force=force)
     try:
-        _write_source(pretrained, folder)
-        job = _Job(network, spec, config, train, select, dataset.split("val"), folder, reporter)
-        rows, kept = job.run(resume=resume)
-        return _finish(job, dataset, rows, kept)
+        with signals_interrupt():
+            _write_source(pretrained, folder)
+            job = _Job(network, spec, config, train, select, dataset.split("val"), folder, reporter)
+            rows, kept = job.run(resume=resume)
+            return _finish(job, dataset, rows, kept)
     except Interrupted as stop:
         if not folder.last.exists():
-            shutil.rmtree(out, ignore_errors=True)
+            folder.discard()
             raise Interrupted(f"{stop}: nothing was worth keeping yet") from None
         raise Interrupted(f"{stop}; go on with the same command and --resume (in {out})") from None
     except BaseException:
         if not folder.last.exists():
-            shutil.rmtree(out, ignore_errors=True)
+            folder.discard()
         raise
 
 
@@ -185,24 +187,25 @@ class _Job:
         """Trains on pictures."""
         loaders = self._picture_loaders()
         self.network.to(memory_format=torch.channels_last)
-        start = snapshot(self.network)
+        kept, following = split_normalizations(self.network, self.config.batchnorm)
         result = fit(
             self.network,
             parameter_groups(self.network, self.config),
-            frozen_modules(self.network),
+            kept,
             loaders.pop("train"),
             loaders,
             self._settings("tune", self.config.epochs, self.folder.last, resume=resume),
             on_row=lambda rows: self.folder.write_history(before + rows),
             on_progress=self.reporter.progress,
         )
-        if self.config.strategy == "lp-ft":
-            blend(self.network, start, self.config.blend)
-        reestimate_statistics(
-            self.network.to(self._device()),
-            self.evaluation_loader(calibration_sample(self.train, _STATISTICS_PICTURES)),
-            lambda done, total: self.reporter.progress("statistics", done, total),
-        )
+        seen = calibration_sample(self.train, _STATISTICS_PICTURES)
+        if len(seen) > 1:  # one picture alone has no variance
+            reestimate_statistics(
+                self.network.to(self._device()),
+                following,
+                statistics_loader(seen, self.spec.preprocess, workers=self.config.workers),
+                lambda done, total: self.reporter.progress("statistics", done, total),
+            )
         self.network.to(memory_format=torch.contiguous_format)
         return result.rows, result.kept_epoch
 
@@ -238,7 +241,7 @@ class _Job:
 
 
 # The head alone bears, and needs, a higher rate than a network that must not forget.
-_PROBE_RATE = 3.0
+_PROBE_RATE = 6.0
 
 
 def _finish(job: _Job, dataset: Dataset, rows: list[Row], kept: int) -> Checkpoint:

@@ -12,7 +12,7 @@ from edgetl.backbones import Network, blocks
 from edgetl.errors import InputError
 from edgetl.finetune.config import FinetuneConfig, parse_strategy
 
-__all__ = ["freeze", "frozen_modules", "parameter_groups"]
+__all__ = ["freeze", "parameter_groups", "split_normalizations"]
 
 
 def freeze(network: Network, strategy: str) -> None:
@@ -34,13 +34,24 @@ def freeze(network: Network, strategy: str) -> None:
             parameter.requires_grad_(True)
 
 
-def frozen_modules(network: Network) -> list[nn.Module]:
-    """Returns the normalizations without a trainable parameter: they stay in eval mode, or they would drift."""
-    return [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
+def split_normalizations(network: Network, batchnorm: str) -> tuple[list[_BatchNorm], list[_BatchNorm]]:
+    """Returns the normalizations that keep their statistics (eval mode), and those that follow the batches.
+
+    Those without a trainable parameter keep them, or they would drift. So do all with ``frozen``, but for those
+    whose statistics are still as initialized: they stand for nothing.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    kept = [
+        norm
+        for norm in norms
+        if not any(p.requires_grad for p in norm.parameters()) or (batchnorm == "frozen" and _has_seen_data(norm))
     ]
+    return kept, [norm for norm in norms if norm not in kept]
+
+
+def _has_seen_data(norm: _BatchNorm) -> bool:
+    mean, var = norm.running_mean, norm.running_var
+    return mean is not None and var is not None and bool((mean != 0).any() or (var != 1).any())
 
 
 def parameter_groups(network: Network, config: FinetuneConfig) -> list[dict[str, Any]]:

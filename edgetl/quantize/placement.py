@@ -97,8 +97,13 @@ def _has_weight(graph: Graph, node: onnx.NodeProto) -> bool:
         and graph.is_constant(node.input[1])
         and graph.is_float(node.input[1])
         and not graph.is_constant(node.input[0])
-        and len(graph.shape(node.input[1]) or ()) >= 2
+        and _is_matrix_or_kernel(node, len(graph.shape(node.input[1]) or ()))
     )
+
+
+def _is_matrix_or_kernel(node: onnx.NodeProto, rank: int) -> bool:
+    """A MatMul's constant of three axes is a stack of matrices, whose channels no kernel scales one by one."""
+    return rank == 2 if node.op_type in ("MatMul", "Gemm") else rank > 2
 
 
 def _spare(graph: Graph, node: onnx.NodeProto, target: Target, kept: set[str]) -> str:

@@ -17,8 +17,10 @@ from edgetl.quantize.targets import Target
 __all__ = ["Range", "activation_parameters", "quantize_graph", "weight_parameters"]
 
 Range = tuple[float, float]
+_ENDINGS = ("_scale", "_zero", "_q", "_dq", "_int8")
 _WEIGHT_LIMIT = 127
 _SMALLEST_PEAK = 1e-7
+_BIAS_LIMIT = 2.0**30
 
 
 def activation_parameters(limits: Range, target: Target) -> tuple[np.float32, NDArray[np.generic]]:
@@ -37,8 +39,15 @@ def activation_parameters(limits: Range, target: Target) -> tuple[np.float32, ND
     return scale, np.asarray(zero_point, dtype=target.dtype)
 
 
-def weight_parameters(weight: NDArray[np.floating], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def weight_parameters(
+    weight: NDArray[np.floating], axis: int, smallest: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Returns (int8 values from -127 to 127, scale per channel) of a weight, symmetric.
+
+    Args:
+        weight: Float.
+        axis: Of the output channels.
+        smallest: Lower bounds of the scales, or None.
 
     Raises:
         QuantizationError: It holds NaN or infinity.
@@ -48,6 +57,8 @@ def weight_parameters(weight: NDArray[np.floating], axis: int) -> tuple[NDArray[
     others = tuple(i for i in range(weight.ndim) if i != axis)
     peak = np.abs(weight).max(axis=others)
     scale = np.where(peak < _SMALLEST_PEAK, 1.0, peak / _WEIGHT_LIMIT).astype(np.float32)
+    if smallest is not None:
+        scale = np.maximum(scale, smallest.astype(np.float32))
     shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
     rounded = np.round(weight / scale.reshape(shape))
     return np.clip(rounded, -_WEIGHT_LIMIT, _WEIGHT_LIMIT).astype(np.int8), scale
@@ -74,6 +85,8 @@ class _Rewriter:
         self._dequantized_weights: dict[tuple[str, int], str] = {}
         self._weight_nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
+        self._taken = {name for node in graph.nodes for name in [node.name, *node.input, *node.output]}
+        self._bases: dict[str, str] = {}
 
     def rewrite(self, placement: Placement) -> onnx.ModelProto:
         edges, weights, results = set(placement.edges), set(placement.weights), set(placement.results)
@@ -111,26 +124,35 @@ class _Rewriter:
         if name not in self._pairs:
             scale, zero_point = activation_parameters(self._ranges[name], self._target)
             self._pairs[name] = self._pair(name, np.asarray(scale), zero_point)
-        return f"{name}_dq"
+        return f"{self._base(name)}_dq"
+
+    def _base(self, name: str) -> str:
+        """Returns what new names begin with, such that none of them is the user's already."""
+        if name not in self._bases:
+            base = name
+            while any(f"{start}{base}{end}" in self._taken for start in ("", "q_", "dq_") for end in _ENDINGS):
+                base = f"{base}_"
+            self._bases[name] = base
+        return self._bases[name]
 
     def _pair(self, name: str, scale: NDArray[np.generic], zero_point: NDArray[np.generic]) -> list[onnx.NodeProto]:
-        scale_name, zero_name = self._constant(f"{name}_scale", scale), self._constant(f"{name}_zero", zero_point)
+        base = self._base(name)
+        parameters = [self._constant(f"{base}_scale", scale), self._constant(f"{base}_zero", zero_point)]
         return [
-            helper.make_node("QuantizeLinear", [name, scale_name, zero_name], [f"{name}_q"], name=f"q_{name}"),
-            helper.make_node(
-                "DequantizeLinear", [f"{name}_q", scale_name, zero_name], [f"{name}_dq"], name=f"dq_{name}"
-            ),
+            helper.make_node("QuantizeLinear", [name, *parameters], [f"{base}_q"], name=f"q_{base}"),
+            helper.make_node("DequantizeLinear", [f"{base}_q", *parameters], [f"{base}_dq"], name=f"dq_{base}"),
         ]
 
     def _weight(self, node: onnx.NodeProto, name: str) -> str:
         axis = weight_axis(node)
         key = (name, axis)
         if key not in self._dequantized_weights:
+            weight = self._graph.constant(name).astype(np.float32)
             try:
-                values, scale = weight_parameters(self._graph.constant(name).astype(np.float32), axis)
+                values, scale = weight_parameters(weight, axis, self._smallest_scales(node))
             except QuantizationError as error:
                 raise QuantizationError(f'weight "{name}": {error}') from None
-            base = f"{name}_axis{axis}"
+            base = self._base(f"{name}_axis{axis}")
             inputs = [
                 self._constant(f"{base}_int8", values),
                 self._constant(f"{base}_scale", scale),
@@ -141,6 +163,14 @@ class _Rewriter:
             )
             self._dequantized_weights[key] = f"{base}_dq"
         return self._dequantized_weights[key]
+
+    def _smallest_scales(self, node: onnx.NodeProto) -> NDArray[np.float64] | None:
+        """Returns the scales below which a bias would overflow: integer kernels hold it as int32 at this scale."""
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if not self._target.outputs or not self._graph.is_constant(bias) or node.input[0] not in self._ranges:
+            return None
+        activation, _ = activation_parameters(self._ranges[node.input[0]], self._target)
+        return np.abs(self._graph.constant(bias).astype(np.float64)).ravel() / (float(activation) * _BIAS_LIMIT)
 
     def _constant(self, name: str, values: NDArray[np.generic]) -> str:
         self._initializers.append(numpy_helper.from_array(values, name))

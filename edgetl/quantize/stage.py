@@ -150,7 +150,7 @@ def write_int8(
     target: Target = target_named(target_name)
     graph = Graph(load_onnx(float_model.path))
     placement = place(graph, target, keep_fp16)
-    _check_patterns(graph, target, keep_fp16)
+    _check_patterns(graph, keep_fp16)
     unknown = sorted(placement.tensors(graph) - calibration.ranges.keys())
     if unknown:
         raise QuantizationError(f'no range of "{unknown[0]}": calibrate again with the same --keep-fp16')
@@ -159,8 +159,10 @@ def write_int8(
     return OnnxModel(path, float_model.spec, "int8", target.name, sha256_of(path), float_model.sha256)
 
 
-def _check_patterns(graph: Graph, target: Target, patterns: Sequence[str]) -> None:
-    layers = [node for node in graph.nodes if node.op_type in target.weighted | target.carried | {"Add"}]
+def _check_patterns(graph: Graph, patterns: Sequence[str]) -> None:
+    """A pattern must name something that some target quantizes; not every target does."""
+    quantized = frozenset[str]().union({"Add"}, *(target.weighted | target.carried for target in TARGETS))
+    layers = [node for node in graph.nodes if node.op_type in quantized]
     names = {name for node in layers for name in names_of(node)}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -161,6 +161,8 @@ def choose_variant(bundle: Bundle, name: str | None = None) -> tuple[Variant, st
         return bundle.variant("fp32"), f"the bundle has no {native}"
     if names[native].recommended is False:
         return bundle.variant("fp32"), f"{native} is not recommended: {names[native].reason}"
+    if native == "int8-x86" and not host.has_int8_dot():
+        return bundle.variant("fp32"), f"this processor has no VNNI: {native} could saturate and would be slow"
     return names[native], names[native].reason or "INT8 for this processor"
 
 

@@ -192,3 +192,10 @@ def test_linear_heads_of_foreign_models_are_found(tmp_path, monkeypatch):
     assert isinstance(network.backbone, nn.Module)
     assert network.head.classifier.weight.shape == (2, 6)
     assert loaded.source_spec.labels == ("class_0", "class_1", "class_2", "class_3")
+
+
+def test_another_layers_values_do_not_fill_a_layer_of_the_same_name():
+    """Weights of a narrower relative fit by name at the ends alone; by order they would land in other stages."""
+    state = full_model("resnet50", 10).state_dict()
+    with pytest.raises(WeightsError, match=r"only \d+ of 267 tensors fit this network"):
+        map_weights(full_model("wide_resnet50_2", 10), state, "resnet50.pth")

@@ -103,6 +103,50 @@ def test_a_function_of_the_user_gives_a_backbone(tmp_path, monkeypatch):
     assert feature_shape(extractor, PreprocessSpec(size=(16, 16), resize_to=16)) == (8, 1, 1)
 
 
+def test_a_users_network_is_taken_whole_whatever_its_attributes_are_called(tmp_path, monkeypatch):
+    (tmp_path / "stem_nets.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.stem = nn.Conv2d(3, 8, 3, 2, 1)\n"
+        "        self.features = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU())\n"
+        "        self.fc = nn.Linear(16, 4)\n"
+        "    def forward(self, x):\n"
+        "        return self.fc(self.features(self.stem(x)).mean((2, 3)))\n"
+        "def broken():\n"
+        "    raise KeyError('depth')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    full = full_model("stem_nets:Net").eval()
+    pictures = torch.rand(2, 3, 16, 16)
+    expected, linear = full(pictures), full.fc
+    got = linear(feature_extractor(full)(pictures).flatten(1))
+    torch.testing.assert_close(got, expected)
+    with pytest.raises(BackboneError, match=r"calling it without arguments failed \(KeyError: 'depth'\)"):
+        full_model("stem_nets:broken")
+
+
+def test_an_unknown_tag_of_a_known_timm_network_is_told():
+    with pytest.raises(BackboneError, match=r'backbone "timm/resnet18.nowhere" is unknown to timm'):
+        default_preprocess("timm/resnet18.nowhere")
+
+
+def test_networks_that_renormalize_their_input_get_the_normalization_they_were_trained_with():
+    """torchvision's transform_input: published weights see [-1, 1], and nobody may renormalize twice."""
+    import inspect
+
+    renormalizing = {
+        name
+        for name in backbone_names()[1:]
+        if "transform_input" in inspect.signature(type(skeleton(name)).__init__).parameters
+    }
+    assert renormalizing == {"googlenet", "inception_v3"}
+    for name in renormalizing:
+        assert default_preprocess(name).mean == default_preprocess(name).std == (0.5, 0.5, 0.5)
+        assert not full_model(name).transform_input
+
+
 def test_too_small_an_input_is_refused_with_what_to_do():
     tiny = PreprocessSpec(size=(8, 8), resize_to=8)
     with pytest.raises(BackboneError, match=r"cannot take pictures of 8 x 8 x 3: .*choose another --size"):

@@ -86,7 +86,12 @@ def test_entry_without_measurement_says_null():
 
 
 def test_whole_result():
-    result = result_to_dict({"cpu": "one"}, [ENTRY, ENTRY])
+    result = result_to_dict({"cpu": "one"}, [ENTRY, ENTRY], {"threads": 1})
 
-    assert result == {"format_version": FORMAT_VERSION, "host": {"cpu": "one"}, "results": [ENTRY.to_dict()] * 2}
+    assert result == {
+        "format_version": FORMAT_VERSION,
+        "host": {"cpu": "one"},
+        "settings": {"threads": 1},
+        "results": [ENTRY.to_dict()] * 2,
+    }
     assert FORMAT_VERSION == 1

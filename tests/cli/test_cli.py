@@ -101,6 +101,29 @@ def test_predict_json_has_the_promised_form(capsys, tiny_bundle, picture):
     assert entry["top"][0]["confidence"] >= entry["top"][1]["confidence"]
 
 
+def test_predict_answers_for_the_rest_of_a_folder_and_says_what_it_could_not_read(capsys, tiny_bundle, picture):
+    (picture.parent / "bad.png").write_text("no picture")
+    code, out, err = call(capsys, "predict", tiny_bundle, picture.parent, "--json", picture.parent / "r.json")
+    assert code == 2
+    assert len(out.splitlines()) == len(json.loads((picture.parent / "r.json").read_text())) == 1
+    assert err.strip().splitlines()[-1].startswith(f"edgetl: {picture.parent / 'bad.png'}: is not a picture")
+
+
+def test_an_error_in_a_loaders_process_is_one_line_too(capsys, monkeypatch, tiny_bundle, picture):
+    import edgetl.runtime
+    from edgetl.errors import PictureError
+
+    def broken(*_, **__):
+        raise PictureError(
+            "Caught PictureError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "  File x\nedgetl.errors.PictureError: a.png: no such file\n"
+        )
+
+    monkeypatch.setattr(edgetl.runtime, "load", broken)
+    code, _, err = call(capsys, "predict", tiny_bundle, picture)
+    assert (code, err) == (2, "edgetl: a.png: no such file\n")
+
+
 def test_json_goes_to_a_file_too(capsys, tiny_bundle, picture, tmp_path):
     code, out, _ = call(capsys, "predict", tiny_bundle, picture, "--json", tmp_path / "r.json")
     assert code == 0
@@ -180,6 +203,13 @@ def test_doctor_tells_what_is_here_and_how_to_add_the_rest(capsys):
         (["predict", "BUNDLE", "a.png", "--engine", "npu"], 'engine "npu" is unknown'),
         (["inspect", "NOWHERE"], "no such bundle, run or folder, and as a backbone"),
         (["frobnicate"], "No such command"),
+        (["finetune", "DATA", "--out", "TEXT"], "TEXT: is a file; --out names the run's folder"),
+        (["finetune", "DATA", "--batchnorm", "off"], '--batchnorm is "off": it must be frozen or train'),
+        (["export", "NOWHERE", "--out", "EMPTY"], "EMPTY: exists already"),
+        (["export", "NOWHERE", "--out", "TEXT", "--force"], "TEXT: is no part of a bundle, --force would delete"),
+        (["export", "NOWHERE", "--spec", "s.json"], "--spec describes an .onnx file"),
+        (["demo", "--out", ".", "--force"], "is no part of a demo, --force would delete somebody's files"),
+        (["bench", "BUNDLE", "--split", "some"], "'some' is not one of"),
         (["predict", "BUNDLE", "PICTURE", "--json", "TEXT/deep/r.json"], "cannot be written"),
     ],
 )
@@ -260,6 +290,23 @@ def test_finetune_export_bench_by_command(capsys, new_digits_folder, source_run,
     assert first["latency_ratio"] == 1.0
     assert first["bytes"] == (bundle / "model.fp32.onnx").stat().st_size
     assert 20e6 < first["cold_start"]["peak_bytes"] < 400e6
+    assert first["cold_start"]["import_ms"] > 20  # numpy and Pillow are in it
+    assert result["settings"]["processes"] == 2
+    assert [d["split"] for d in result["settings"]["data"]] == ["val"]
+    assert "is not, or no longer" not in err
+
+    code, out, err = call(
+        capsys, "bench", bundle, bundle, "--data", new_digits_folder / "val", "--seconds", "0.1", "--processes", "1",
+        "--variant", "fp32", "--json", tmp_path / "twice.json",
+    )  # fmt: skip
+    assert code == 0, err
+    twice = json.loads((tmp_path / "twice.json").read_text())
+    one, other = twice["results"]
+    assert one["samples_ns"] != other["samples_ns"]
+    assert one["latency_ratio"] == 1.0
+    assert 0.5 < other["latency_ratio"] < 2
+    assert twice["settings"]["data"][0]["split"] == "all"  # a folder val/ beside train/ is a split already
+    assert one["accuracy"] == first["accuracy"]
 
     code, _, err = call(capsys, "export", tmp_path / "run", "--out", bundle)
     assert (code, "exists already" in err) == (2, True)

@@ -277,3 +277,52 @@ def test_weights_in_other_files_are_refused(tmp_path):
     onnx.save(classifier(), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
     with pytest.raises(QuantizationError, match=r"user\.onnx: keeps weights in other files"):
         onnx_from_foreign(source, graphs.spec(), tmp_path / "model.fp32.onnx")
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_a_softmax_at_the_end_is_left_to_the_runtime(tmp_path, identity):
+    model, plain = classifier(), classifier()
+    graph = model.graph
+    graph.node.append(helper.make_node("Softmax", ["scores"], ["raw"], name="softmax", axis=-1))
+    graph.node.append(helper.make_node("Identity", ["raw"], ["probabilities"], name="end"))
+    if not identity:
+        del graph.node[-1]
+        graph.node[-1].output[0] = "probabilities"
+    graph.output[0].name = "probabilities"
+    spec = graphs.spec()
+    written = check(plain, adapted(model, tmp_path, spec), spec)
+    assert not graphs.nodes_of(written, "Softmax")
+
+
+def test_a_softmax_that_something_else_reads_stays(tmp_path):
+    model = classifier()
+    model.graph.node.append(helper.make_node("Softmax", ["scores"], ["soft"], name="softmax", axis=-1))
+    model.graph.node.append(helper.make_node("Mul", ["soft", "soft"], ["squares"], name="mul"))
+    model.graph.output[0].name = "squares"
+    assert graphs.nodes_of(onnx.load(adapted(model, tmp_path, graphs.spec()).path), "Softmax")
+
+
+def test_a_uint8_graph_casts_before_it_transposes(tmp_path):
+    """TensorRT moves no uint8."""
+    spec = graphs.spec()
+    model = onnx.load(adapted(classifier(), tmp_path, spec).path)
+    cast, transpose = model.graph.node[:2]
+    assert (cast.op_type, transpose.op_type) == ("Cast", "Transpose")
+    cast.op_type, transpose.op_type = "Transpose", "Cast"
+    attributes = list(cast.attribute)
+    del cast.attribute[:]
+    cast.attribute.extend(transpose.attribute)
+    del transpose.attribute[:]
+    transpose.attribute.extend(attributes)
+    pictures = graphs.pictures(3)
+    expected = graphs.run(model, pictures)
+    source = tmp_path / "uint8.onnx"
+    onnx.save(model, source)
+    result = onnx_from_foreign(source, spec, tmp_path / "again.onnx")
+    written = onnx.load(result.path)
+    assert [n.op_type for n in written.graph.node[:2]] == ["Cast", "Transpose"]
+    np.testing.assert_allclose(graphs.run(written, pictures)["logits"], expected["logits"], rtol=1e-5)
+
+
+def test_a_fixed_batch_of_eight_is_refused_in_words(tmp_path):
+    assert "export it with a dynamic batch" in refused(classifier(batch=8), tmp_path, graphs.spec())

@@ -122,3 +122,23 @@ def test_the_wide_normalization_changes_no_answer(tmp_path):
     widths = [tuple(t.dims) for t in onnx.load(graph.path).graph.initializer if tuple(t.dims)[:2] == (1, 3)]
     assert widths == [(1, 3, 1, 24)] * 2
     assert worst < 1e-5
+
+
+@pytest.mark.parametrize("name", ["vgg11", "alexnet"])
+def test_originals_that_pool_to_more_than_one(name, tmp_path):
+    """VGG pools to 7 x 7, AlexNet to 6 x 6; at their own size and at twice it."""
+    module = full_model(name, 4).eval()
+    for size in (224, 448) if name == "vgg11" else (224,):
+        spec = ModelSpec(name, PreprocessSpec(size=(size, size), resize_to=size), ("a", "b", "c", "d"), "own")
+        graph, worst = exported(module, spec, tmp_path)
+        assert worst < 1e-3
+        assert "GlobalAveragePool" not in [n.op_type for n in onnx.load(graph.path).graph.node]
+
+
+def test_uneven_pooling_is_refused_in_one_clear_line(tmp_path):
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(5), nn.Flatten(), nn.Linear(75, 2)).eval()
+    spec = ModelSpec("mine", PreprocessSpec(size=(32, 32), resize_to=32), ("a", "b"), "own")
+    with pytest.raises(ExportError) as caught:
+        onnx_from_module(module, spec, tmp_path / "a.onnx")
+    assert "from [32, 32] to [5, 5] has windows of different sizes; choose another --size" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -6,12 +6,23 @@ import json
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import edgetl
-from edgetl.bench import answers, label_indices
+from edgetl import host
+from edgetl.backbones import load_network
+from edgetl.bench import answers, label_indices, paired_ratio
 from edgetl.bundle import open_bundle
 from edgetl.errors import ExportError, GateError, InputError, QuantizationError
-from edgetl.export import ExportConfig, export_onnx_file, export_original, export_run, original_name
+from edgetl.export import (
+    ExportConfig,
+    export_onnx_file,
+    export_original,
+    export_run,
+    onnx_from_module,
+    original_name,
+)
+from edgetl.finetune import open_run
 from edgetl.metrics import flip_rate, top1
 from edgetl.quantize import QuantizeConfig
 
@@ -25,7 +36,7 @@ def test_the_bundle_holds_every_variant_and_verifies(bundle_path):
     bundle.verify()
     assert [v.name for v in bundle.variants] == ALL
     assert {p.name for p in bundle_path.iterdir()} == {
-        "manifest.json", "labels.txt", "calibration.json", *(f"model.{name}.onnx" for name in ALL),
+        "manifest.json", "labels.txt", "calibration.json", "latency.json", *(f"model.{name}.onnx" for name in ALL),
     }  # fmt: skip
     sizes = {v.name: v.bytes for v in bundle.variants}
     assert sizes["int8-tensorrt"] < 0.35 * sizes["fp32"]
@@ -89,6 +100,42 @@ def test_int8_that_loses_too_much_is_shown_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_variant_that_overflows_is_refused_whatever_it_may_lose(transfer_run, new_digits, tmp_path, recorder):
+    checkpoint, _ = open_run(transfer_run)
+    network, spec = load_network(checkpoint.path)
+    with torch.no_grad():
+        network.backbone[-1][1].weight *= 1e6
+        network.backbone[-1][1].bias *= 1e6
+    onnx_from_module(network, spec, tmp_path / "big.onnx")
+    config = ExportConfig(max_drop=1.0)
+    with pytest.raises(GateError, match="fp16 answers with NaN or infinity, its values leave the range of FP16"):
+        export_onnx_file(tmp_path / "big.onnx", spec, new_digits, config, tmp_path / "b.edgetl", reporter=recorder)
+    assert [p.name for p in tmp_path.iterdir()] == ["big.onnx"]
+
+
+def test_force_replaces_bundles_and_nothing_else(transfer_run, new_digits, tmp_path, recorder):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"thesis\.txt: is no part of a bundle, --force would delete"):
+        export_run(transfer_run, new_digits, ExportConfig(), photos, reporter=recorder, force=True)
+    assert (photos / "thesis.txt").read_text() == "mine"
+
+
+def test_raw_samples_and_settings_are_kept(bundle_path, new_digits):
+    native = f"int8-{host.arch()}"
+    samples = json.loads((bundle_path / "latency.json").read_text())["samples_ns"]
+    manifest = open_bundle(bundle_path).manifest
+    assert set(samples) == {"fp32", native}
+    ratio = paired_ratio(samples[native], samples["fp32"])
+    assert open_bundle(bundle_path).variant(native).metrics["latency_ratio"] == pytest.approx(ratio)
+    provenance = manifest["provenance"]
+    assert provenance["int8"] == {"method": "mse", "keep_fp16": []}
+    assert (provenance["val_fraction"], provenance["allow_leakage"], provenance["max_drop"]) == (0.2, False, 0.05)
+    calibration = json.loads((bundle_path / "calibration.json").read_text())
+    assert calibration["preprocess"] == open_bundle(bundle_path).spec.preprocess.to_dict()
+
+
 def test_keep_fp16_leaves_a_layer_in_float(transfer_run, new_digits, tmp_path, recorder):
     config = ExportConfig(int8=True, max_drop=1.0, seconds=0.05)
     with pytest.raises(QuantizationError, match="names no layer"):
@@ -131,6 +178,10 @@ def test_the_original_is_judged_by_its_own_labels(transfer_run, new_digits, tmp_
     assert bundle.manifest["proof"]["reason"] == "the data's classes are not among this model's labels"
     assert bundle.manifest["proof"]["probe_top1"] > 0.5
     assert bundle.variant("int8-x86").metrics["flip_rate"] is not None
+    assert bundle.variant("int8-x86").recommended is False
+    with edgetl.load(bundle) as classify:
+        assert classify.variant == "fp32"
+        assert "its accuracy could not be measured on this data" in classify.reason
 
 
 def test_a_run_without_pretrained_weights_has_no_original(source_run, digits, tmp_path, recorder):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -88,23 +89,63 @@ def test_probe_trains_the_head_alone_and_computes_features_once(
     assert json.loads((tmp_path / "a" / "metrics.json").read_text())["val"]["top1"] > 0.5
 
 
+def _is_statistic(name):
+    return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+@pytest.mark.parametrize("batchnorm", ["frozen", "train"])
 def test_last_n_leaves_lower_blocks_and_their_statistics_untouched(
-    new_digits, transfer_config, source_run, tmp_path, recorder
+    batchnorm, new_digits, transfer_config, source_run, tmp_path, recorder
 ):
-    config = dataclasses.replace(transfer_config, strategy="last:2", epochs=1)
+    config = dataclasses.replace(transfer_config, strategy="last:2", epochs=1, batchnorm=batchnorm)
     finetune(new_digits, config, tmp_path / "run", reporter=recorder)
     before, after = tensors(source_run), tensors(tmp_path / "run")
     for name in before:
         if name.startswith("backbone."):
             block = int(name.split(".")[1])
-            assert torch.equal(before[name], after[name]) == (block < 4), name
+            same = block < 4 or (batchnorm == "frozen" and _is_statistic(name))
+            assert torch.equal(before[name], after[name]) == same, name
 
 
 def test_full_with_sgd_trains_every_layer(new_digits, transfer_config, source_run, tmp_path, recorder):
     config = dataclasses.replace(transfer_config, strategy="full", optimizer="sgd", epochs=1)
     finetune(new_digits, config, tmp_path / "run", reporter=recorder)
     before, after = tensors(source_run), tensors(tmp_path / "run")
-    assert not any(torch.equal(before[n], after[n]) for n in before if n.startswith("backbone."))
+    for name in before:
+        if name.startswith("backbone."):
+            assert torch.equal(before[name], after[name]) == _is_statistic(name), name
+
+
+def test_normalizations_that_never_saw_data_follow_the_batches_whatever_is_asked(source_run):
+    after = tensors(source_run)  # weights none, batchnorm frozen
+    means = [after[n] for n in after if n.endswith("running_mean")]
+    assert len(means) == 6
+    assert all((mean != 0).any() for mean in means)
+
+
+def test_statistics_are_those_of_all_training_pictures_whatever_the_batch_size(
+    new_digits, transfer_config, tmp_path, recorder
+):
+    config = dataclasses.replace(transfer_config, strategy="full", epochs=1, batchnorm="train", lr=1e-9, augment="none")
+    found = []
+    for batch_size in (4, 32):
+        finetune(
+            new_digits,
+            dataclasses.replace(config, batch_size=batch_size),
+            tmp_path / str(batch_size),
+            reporter=recorder,
+        )
+        found.append(tensors(tmp_path / str(batch_size)))
+    for name in found[0]:
+        if name.endswith(("running_mean", "running_var")):
+            torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_diverged_training_says_so_and_leaves_nothing(new_digits, transfer_config, tmp_path, recorder):
+    config = dataclasses.replace(transfer_config, strategy="full", lr=99.0, weight_decay=10.0)
+    with pytest.raises(InputError, match=r"training diverged in epoch \d of tune: .* give a lower --lr"):
+        finetune(new_digits, config, tmp_path / "run", reporter=recorder)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("head", ["mlp:24", "flatten-mlp:16"])
@@ -118,8 +159,9 @@ def test_heads_other_than_linear(head, new_digits, transfer_config, tmp_path, re
 
 def test_the_best_epoch_is_chosen_on_pictures_cut_from_train(new_digits, transfer_config, tmp_path, recorder):
     config = dataclasses.replace(
-        transfer_config, strategy="full", select_fraction=0.25, patience=1, epochs=12, optimizer="sgd", lr=0.5
-    )
+        transfer_config, strategy="full", select_fraction=0.25, patience=1, epochs=12, batchnorm="train",
+        optimizer="sgd", lr=0.5,
+    )  # fmt: skip
     finetune(new_digits, config, tmp_path / "run", reporter=recorder)
     rows = history(tmp_path / "run")
     final = rows.pop()
@@ -154,10 +196,43 @@ def test_wrong_settings_leave_nothing_behind(change, kind, message, new_digits, 
 
 
 def test_force_replaces_runs_and_nothing_else(new_digits, transfer_config, tmp_path, recorder):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="is no run, --force would delete somebody's files"):
-        finetune(new_digits, transfer_config, tmp_path, reporter=recorder, force=True)
-    assert (tmp_path / "mine.txt").read_text() == "mine"
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "config.yaml").write_text("site: mine")
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r'holds "thesis.txt", so it is not just a run, and --force would delete'):
+        finetune(new_digits, transfer_config, out, reporter=recorder, force=True)
+    assert {p.name: p.read_text() for p in out.iterdir()} == {"config.yaml": "site: mine", "thesis.txt": "mine"}
+    with pytest.raises(InputError, match="is a file; --out names the run's folder"):
+        finetune(new_digits, transfer_config, out / "config.yaml", reporter=recorder)
+
+
+def test_a_run_is_replaced_only_by_a_complete_one(new_digits, transfer_config, transfer_run, tmp_path, recorder):
+    out = tmp_path / "run"
+    shutil.copytree(transfer_run, out)
+    before = tensors(out)
+    bad = dataclasses.replace(transfer_config, strategy="full", lr=99.0, weight_decay=10.0)
+    with pytest.raises(InputError, match="diverged"):
+        finetune(new_digits, bad, out, reporter=recorder, force=True)
+    assert all(torch.equal(before[name], value) for name, value in tensors(out).items())
+    finetune(new_digits, dataclasses.replace(transfer_config, epochs=1), out, reporter=recorder, force=True)
+    assert len(history(out)) == 5 + 1 + 1
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_cache_that_cannot_be_written_or_is_stale_does_no_harm(
+    new_digits, transfer_config, tmp_path, recorder, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made here
+    config = dataclasses.replace(transfer_config, strategy="probe", epochs=2)
+    finetune(new_digits, config, tmp_path / "a", reporter=recorder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    finetune(new_digits, config, tmp_path / "b", reporter=recorder)
+    for path in (tmp_path / "cache").rglob("*.npy"):
+        np.save(path, np.load(path) + 1)  # as another version of the backbone's code would have left it
+    finetune(new_digits, config, tmp_path / "c", reporter=recorder)
+    assert history(tmp_path / "a") == history(tmp_path / "b") == history(tmp_path / "c")
 
 
 @pytest.mark.parametrize(

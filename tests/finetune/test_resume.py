@@ -84,3 +84,25 @@ def test_an_interruption_before_anything_was_saved_leaves_nothing(new_digits, co
     with pytest.raises(Interrupted, match="nothing was worth keeping yet"):
         finetune(new_digits, config, tmp_path / "run", reporter=Early())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_patience_ended_is_not_trained_on(new_digits, config, tmp_path):
+    """Stopped while the statistics are computed: what remains is to finish, not another epoch."""
+
+    class Late(Recorder):
+        def progress(self, stage, done, total, text=""):
+            if stage == "scoring on val":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = dataclasses.replace(
+        config, epochs=8, patience=1, optimizer="sgd", lr=0.5, strategy="full", batchnorm="train"
+    )
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    finetune(new_digits, settings, whole, reporter=Recorder())
+    rows = (whole / "history.csv").read_text()
+    assert len(rows.splitlines()) < 1 + 8 + 1  # patience did end it
+    with pytest.raises(Interrupted, match="go on with the same command and --resume"):
+        finetune(new_digits, settings, out, reporter=Late())
+    finetune(new_digits, settings, out, reporter=Recorder(), resume=True)
+    assert (out / "history.csv").read_text() == rows
+    assert (out / "checkpoint.safetensors").read_bytes() == (whole / "checkpoint.safetensors").read_bytes()

@@ -262,3 +262,32 @@ def test_what_is_kept_in_float_has_no_quantizer():
     result = quantized(model, target_named("x86"), graphs.pictures(4), ["relu2_out"])
     assert "relu2_out" not in {q.input[0] for q in graphs.nodes_of(result, "QuantizeLinear")}
     assert next(n for n in result.graph.node if n.name == "conv2").input[:2] == ["relu2_out", "conv2_weight"]
+
+
+def test_a_bias_far_above_its_weights_does_not_overflow_its_int32():
+    model = graphs.cnn(["conv"])
+    constants = {t.name: t for t in model.graph.initializer}
+    weight, bias = (numpy_helper.to_array(constants[f"conv1_{kind}"]).copy() for kind in ("weight", "bias"))
+    weight[0] *= 1e-6
+    bias[0] = 2.0
+    for name, values in (("conv1_weight", weight), ("conv1_bias", bias)):
+        constants[name].CopyFrom(numpy_helper.from_array(values, name))
+    pictures = graphs.pictures(8)
+    expected = graphs.run(model, pictures)["logits"]
+    got = graphs.run(quantized(model, target_named("x86"), pictures), pictures)["logits"]
+    assert graphs.sqnr(expected, got) > 25
+
+
+def test_new_names_give_way_to_the_users_own():
+    model = graphs.cnn(["conv", "conv"])
+    for tensor in model.graph.initializer:
+        if tensor.name == "conv2_bias":
+            tensor.name = "relu2_out_scale"
+    second = next(n for n in model.graph.node if n.name == "conv2")
+    second.input[2] = "relu2_out_scale"
+    pictures = graphs.pictures(8)
+    result = quantized(model, target_named("x86"), pictures)
+    onnx.checker.check_model(result, full_check=True)
+    names = [t.name for t in result.graph.initializer]
+    assert len(set(names)) == len(names)
+    assert graphs.sqnr(graphs.run(model, pictures)["logits"], graphs.run(result, pictures)["logits"]) > 25

@@ -141,6 +141,14 @@ def test_variant_without_a_verdict_against_it_is_chosen(tmp_path, recommended):
     assert (variant.name, reason) == (NATIVE, "INT8 for this processor")
 
 
+@pytest.mark.skipif(host.arch() != "x86", reason="VNNI is x86's")
+def test_a_processor_without_vnni_gets_fp32_whatever_another_measured(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(host, "cpu_flags", lambda: frozenset({"avx2"}))
+    with edgetl.load(tiny_bundle) as classify:
+        assert classify.variant == "fp32"
+        assert classify.reason == f"this processor has no VNNI: {NATIVE} could saturate and would be slow"
+
+
 def test_bundle_without_int8_for_this_machine(tmp_path):
     root = write_tiny_bundle(tmp_path / "b", ("fp32", FOREIGN, "int8-tensorrt"), recommended=True)
     variant, reason = choose_variant(open_bundle(root))
