@@ -344,14 +344,14 @@ def _timm_preprocess(name: str) -> PreprocessSpec:
         return PreprocessSpec()
     _, height, width = config.input_size
     interpolation: Interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
+    mean, std = tuple(map(float, config.mean)), tuple(map(float, config.std))
+    if config.crop_mode == "squash":
+        return PreprocessSpec(
+            size=(height, width), resize_to=None, crop="none", mode="squash", interpolation=interpolation,
+            mean=mean, std=std,
+        )  # fmt: skip
     resize = max(math.floor(min(height, width) / (config.crop_pct or 1.0)), height, width)
-    return PreprocessSpec(
-        size=(height, width),
-        resize_to=resize,
-        interpolation=interpolation,
-        mean=tuple(map(float, config.mean)),
-        std=tuple(map(float, config.std)),
-    )
+    return PreprocessSpec(size=(height, width), resize_to=resize, interpolation=interpolation, mean=mean, std=std)
 
 
 def default_labels(name: str, count: int) -> tuple[str, ...]:

@@ -113,7 +113,8 @@ def finetune(
     from edgetl.finetune import finetune as run_stage
     from edgetl.finetune.run_folder import RunFolder, read_config
 
-    out = out or Path("models/runs") / Path(data).resolve().stem
+    source = Path(data).resolve()
+    out = out or Path("models/runs") / (source.name if source.is_dir() else source.stem)
     RunFolder(out).check_free(resume=resume, force=force)
     config = _config(ctx, settings, config_file, out if resume else None)
     if resume:  # the pictures are split as they were, unless told otherwise

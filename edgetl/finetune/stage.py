@@ -70,7 +70,9 @@ def finetune(
     train, select = _selection(dataset.split("train"), config.select_fraction)
     overrides = {"size": config.size, "mean": config.mean, "std": config.std}
     torch.manual_seed(config.seed)
+    reporter.progress("loading weights", 0, 1)  # perhaps a download
     pretrained = load_pretrained(config.backbone, config.weights, **overrides)
+    reporter.progress("loading weights", 1, 1)
     if pretrained.report is not None:
         reporter.weights(pretrained.report)
     network, spec = new_network(pretrained, dataset.classes, head=config.head, dropout=config.dropout)

@@ -127,6 +127,11 @@ def test_a_users_network_is_taken_whole_whatever_its_attributes_are_called(tmp_p
         full_model("stem_nets:broken")
 
 
+def test_timm_networks_that_squash_pictures_do_so_here():
+    spec = default_preprocess("timm/convnext_tiny.fb_in22k_ft_in1k_384")
+    assert (spec.mode, spec.size, spec.resize_to) == ("squash", (384, 384), None)
+
+
 def test_an_unknown_tag_of_a_known_timm_network_is_told():
     with pytest.raises(BackboneError, match=r'backbone "timm/resnet18.nowhere" is unknown to timm'):
         default_preprocess("timm/resnet18.nowhere")
