@@ -24,9 +24,6 @@ from edgetl.quiet import quiet
 
 __all__ = ["FitResult", "Row", "Settings", "evaluate_logits", "fit"]
 
-# Norm of all gradients together. Frozen BatchNorm bounds them no longer: SGD at 0.003 diverged without.
-_LARGEST_GRADIENT = 1.0
-
 Row = dict[str, float | int | str]
 Progress = Callable[[str, int, int, str], None]
 
@@ -42,6 +39,7 @@ class Settings:
         label_smoothing: Of the training loss.
         warmup: Share of the steps.
         seed: For dropout.
+        largest_gradient: Norm of all gradients together, to which larger ones are clipped; None clips nothing.
         patience: Epochs without a better selection score before it stops; 0 never stops.
         last: File that the training can be resumed from, or None.
         resume: Whether to begin with that file.
@@ -53,6 +51,7 @@ class Settings:
     label_smoothing: float
     warmup: float
     seed: int
+    largest_gradient: float | None = None
     patience: int = 0
     last: Path | None = None
     resume: bool = False
@@ -106,7 +105,7 @@ def fit(
             enable_model_summary=False,
             enable_progress_bar=False,
             num_sanity_val_steps=0,
-            gradient_clip_val=_LARGEST_GRADIENT,
+            gradient_clip_val=settings.largest_gradient,
             callbacks=[keeper],
         )
         trainer.fit(

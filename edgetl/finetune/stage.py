@@ -27,6 +27,8 @@ __all__ = ["Reporter", "finetune", "open_run"]
 _PROBE_EPOCHS_PER_EPOCH = 5
 _SELECT_SALT = 0x5E1EC7
 _STATISTICS_PICTURES = 2048
+# Frozen BatchNorm bounds gradients no longer: SGD at 0.003 diverged without this. A probe has none, and needs none.
+_LARGEST_GRADIENT = 1.0
 
 
 class Reporter(Protocol):
@@ -235,10 +237,18 @@ class _Job:
         )
 
     def _settings(self, stage: str, epochs: int, last: Path | None, *, resume: bool) -> Settings:
-        config = self.config
-        patience = config.patience * (_PROBE_EPOCHS_PER_EPOCH if stage == "probe" else 1)
+        config, probe = self.config, stage == "probe"
         return Settings(
-            stage, epochs, config.optimizer, config.label_smoothing, config.warmup, config.seed, patience, last, resume
+            stage,
+            epochs,
+            config.optimizer,
+            config.label_smoothing,
+            config.warmup,
+            config.seed,
+            largest_gradient=None if probe else _LARGEST_GRADIENT,
+            patience=config.patience * (_PROBE_EPOCHS_PER_EPOCH if probe else 1),
+            last=last,
+            resume=resume,
         )
 
 
