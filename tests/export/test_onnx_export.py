@@ -124,15 +124,18 @@ def test_the_wide_normalization_changes_no_answer(tmp_path):
     assert worst < 1e-5
 
 
-@pytest.mark.parametrize("name", ["vgg11", "alexnet"])
-def test_originals_that_pool_to_more_than_one(name, tmp_path):
-    """VGG pools to 7 x 7, AlexNet to 6 x 6; at their own size and at twice it."""
-    module = full_model(name, 4).eval()
-    for size in (224, 448) if name == "vgg11" else (224,):
-        spec = ModelSpec(name, PreprocessSpec(size=(size, size), resize_to=size), ("a", "b", "c", "d"), "own")
-        graph, worst = exported(module, spec, tmp_path)
-        assert worst < 1e-3
-        assert "GlobalAveragePool" not in [n.op_type for n in onnx.load(graph.path).graph.node]
+@pytest.mark.parametrize(("size", "op"), [(28, "Identity"), (56, "AveragePool"), (84, "AveragePool")])
+def test_originals_that_pool_to_more_than_one(size, op, tmp_path):
+    """As VGG does, to 7 x 7: at its own size, and at twice and three times it."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, stride=4, padding=1)
+    module = nn.Sequential(conv, nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(4 * 49, 3)).eval()
+    spec = ModelSpec("mine", PreprocessSpec(size=(size, size), resize_to=size), ("a", "b", "c"), "own")
+    graph, worst = exported(module, spec, tmp_path)
+    assert worst < 1e-3
+    ops = [n.op_type for n in onnx.load(graph.path).graph.node]
+    assert "GlobalAveragePool" not in ops
+    assert ("AveragePool" in ops) == (op == "AveragePool")
 
 
 def test_uneven_pooling_is_refused_in_one_clear_line(tmp_path):
