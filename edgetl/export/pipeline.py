@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -301,20 +301,19 @@ class _Job:
     def _gate(self, variants: Sequence[Variant]) -> None:
         for variant in variants if self.gated else ():
             drop = variant.metrics["top1_drop"]
-            if _too_bad(variant.metrics, self.config.max_drop):
+            if drop is not None and _is_too_much(drop, self.config.max_drop):
                 remedy = "leave it out by --no-fp16"
                 if variant.precision == "int8":
                     remedy = "try another --method, more --calib-images, --keep-fp16 for sensitive layers"
                 raise GateError(
-                    f"{variant.name} loses {(drop or 0) * 100:.2f} points of top-1 on {len(self._val())} pictures, "
+                    f"{variant.name} loses {drop * 100:.2f} points of top-1 on {len(self._val())} pictures, "
                     f"allowed are {self.config.max_drop * 100:g}; nothing was written: {remedy}, or allow more by "
                     "--max-drop"
                 )
 
 
-def _too_bad(metrics: Mapping[str, float | None], max_drop: float) -> bool:
-    drop = metrics["top1_drop"]
-    return drop is not None and drop > max_drop + 1e-9
+def _is_too_much(drop: float, max_drop: float) -> bool:
+    return drop > max_drop + 1e-9  # both are fractions of few pictures: rounding decides nothing
 
 
 def _overflows(variant: Variant) -> str:
@@ -328,14 +327,14 @@ def _variant(name: str, model: OnnxModel) -> Variant:
 
 
 def _recommended(variant: Variant, metrics: dict[str, float | None], max_drop: float) -> Variant:
-    ratio = metrics["latency_ratio"]
+    drop, ratio = metrics["top1_drop"], metrics["latency_ratio"]
     recommended: bool | None = None
     if variant.name == "fp32":
         recommended, reason = True, "the reference"
-    elif metrics["top1_drop"] is None:
+    elif drop is None:
         recommended, reason = False, "its accuracy could not be measured on this data"
-    elif _too_bad(metrics, max_drop):
-        recommended, reason = False, f"loses {metrics['top1_drop'] * 100:.2f} points of top-1"
+    elif _is_too_much(drop, max_drop):
+        recommended, reason = False, f"loses {drop * 100:.2f} points of top-1"
     elif ratio is not None:
         recommended = ratio < 1.0
         reason = f"{ratio:.2f}x the latency of fp32 on {host.cpu_name()}"

@@ -30,8 +30,6 @@ def reestimate_statistics(
         on_progress: Called with (batches done, batches).
     """
     network.eval()
-    if not norms:
-        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -203,7 +203,7 @@ class _Job:
             on_progress=self.reporter.progress,
         )
         seen = calibration_sample(self.train, _STATISTICS_PICTURES)
-        if len(seen) > 1:  # one picture alone has no variance
+        if following and len(seen) > 1:  # one picture alone has no variance
             reestimate_statistics(
                 self.network.to(self._device()),
                 following,
