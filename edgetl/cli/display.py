@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from edgetl.backbones import WeightsReport
-    from edgetl.bundle import Variant
+    from edgetl.bundle import Bundle, Variant
     from edgetl.dataset import Dataset
 
 __all__ = ["Display", "open_data", "percent", "points"]
@@ -130,6 +130,19 @@ class Display:
         ]
         columns = ("variant", "MB", "top-1", "drop", "flips", "SQNR dB", "latency x fp32", "recommended")
         self.table("variants", columns, rows)
+
+    def fidelity(self, bundle: Bundle) -> None:
+        """Says what became of FP32's decisions, and which layers stay in float for their cost."""
+        from edgetl.bench import fidelity_text
+
+        for name, report in bundle.manifest["proof"].get("fidelity", {}).items():
+            if name.startswith("int8"):
+                for line in fidelity_text(name, report):
+                    self.console.print(line)
+        spared = (bundle.manifest["provenance"].get("int8") or {}).get("spared", {})
+        for target, layers in spared.items():
+            if layers:
+                self.console.print(f"int8-{target}: left in float for their cost: {', '.join(layers)}")
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -20,7 +20,22 @@ __all__ = ["export"]
 @click.option("--data", help="Pictures to calibrate and judge on.  [default: the run's own]")
 @click.option("--spec", "spec_file", type=PATH, help="spec.json that describes SOURCE, if that is an .onnx file.")
 @click.option("--calib-images", type=int, default=300, show_default=True, help="Training pictures for the calibration.")
-@click.option("--method", default="mse", show_default=True, help="Thresholds by max, percentile, mse or entropy.")
+@click.option(
+    "--method",
+    default="auto",
+    show_default=True,
+    help="Thresholds by max, percentile, mse, entropy, or auto: the best for each group of tensors.",
+)
+@click.option(
+    "--repair/--no-repair",
+    default=True,
+    show_default=True,
+    help="Change rounding, biases and channels where that helps INT8.",
+)
+@click.option(
+    "--mixed/--no-mixed", default=True, show_default=True, help="Leave layers in float where INT8 costs too much."
+)
+@click.option("--calibration", type=PATH, help="calibration.json of the same export, to be used again.")
 @click.option("--max-drop", type=RATE, default="1pt", show_default=True, help="Largest loss of top-1 against FP32.")
 @click.option(
     "--keep-fp16",
@@ -43,6 +58,9 @@ def export(
     spec_file: Path | None,
     calib_images: int,
     method: str,
+    repair: bool,
+    mixed: bool,
+    calibration: Path | None,
     max_drop: float,
     keep_fp16: tuple[str, ...],
     with_original: bool,
@@ -57,9 +75,12 @@ def export(
     from edgetl.export import ExportConfig, check_original, export_original, export_run, original_name
     from edgetl.quantize import QuantizeConfig
 
-    config = ExportConfig(int8, fp16, QuantizeConfig(method, calib_images, keep_fp16), max_drop)
+    quantize = QuantizeConfig(method, calib_images, keep_fp16, repair, mixed)
+    config = ExportConfig(int8, fp16, quantize, max_drop, calibration=calibration)
     out = out or Path("models/bundles") / f"{source.stem}.edgetl"
     check_free(out, force=force)
+    if calibration is not None and not int8:
+        raise InputError("--calibration is of INT8: give --int8 too")
     if source.suffix != ".onnx" and spec_file is not None:
         raise InputError("--spec describes an .onnx file; a run has its own")
     with Display(json_to_stdout=json_out == "-") as display:
@@ -78,6 +99,7 @@ def export(
                     export_original(source, dataset, config, original_name(out), reporter=display, force=force)
                 )
     for bundle in bundles:
+        display.fidelity(bundle)
         display.console.print(f"{bundle.root}: written, digest {bundle.digest[:12]}")
     emit_json(json_out, [{"bundle": str(bundle.root), **bundle.manifest} for bundle in bundles])
 

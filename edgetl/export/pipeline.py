@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,15 @@ import edgetl
 from edgetl import host
 from edgetl.artifacts import OnnxModel, new_folder, write_json
 from edgetl.backbones import load_network
-from edgetl.bench import Side, answers, label_indices, measure_latency, paired_ratio, scores
 from edgetl.bundle import Bundle, Variant, check_free, open_bundle, write_manifest
 from edgetl.dataset import Dataset, Item, calibration_sample
 from edgetl.errors import ExportError, GateError, InputError
 from edgetl.export.foreign import onnx_from_foreign
 from edgetl.export.onnx import check_agreement, onnx_from_module
+from edgetl.export.proof import Prover, Reporter, is_too_much
 from edgetl.finetune import open_run
-from edgetl.metrics import classification_report, sqnr_db
 from edgetl.preprocess import preprocess
-from edgetl.quantize import TARGETS, QuantizeConfig, calibrate, write_fp16, write_int8
+from edgetl.quantize import TARGETS, Calibration, Calibrator, QuantizeConfig, write_fp16, write_int8
 from edgetl.spec import ModelSpec
 
 __all__ = [
@@ -39,17 +38,6 @@ __all__ = [
 
 _BATCH = 8
 _COMPARED = 8
-_LARGEST_MATRIX = 64
-
-
-class Reporter(Protocol):
-    """Whoever shows what is going on."""
-
-    def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
-        """Is called often."""
-
-    def variants(self, variants: Sequence[Variant]) -> None:
-        """Is called with the measured variants, before the gate."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +50,7 @@ class ExportConfig:
         quantize: Settings of the calibration.
         max_drop: Largest loss of top-1 accuracy of a variant against FP32, a fraction.
         seconds: Of latency measuring in each of 3 processes.
+        calibration: A calibration.json of the very same graph, pictures and settings, to be used again.
     """
 
     int8: bool = False
@@ -69,6 +58,7 @@ class ExportConfig:
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     max_drop: float = 0.01
     seconds: float = 1.5
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 1:
@@ -198,27 +188,51 @@ class _Job:
 
     def finish(self, graph: OnnxModel, origin: dict[str, Any], extra: dict[str, Any] | None = None) -> None:
         """Adds the other precisions, judges all of them, and completes the folder or raises."""
-        models = [("fp32", graph)]
+        prover = Prover(
+            self.folder,
+            self.spec,
+            self.dataset,
+            max_drop=self.config.max_drop,
+            seconds=self.config.seconds,
+            finite=self.gated,
+            reporter=self.reporter,
+        )
+        models = {"fp32": graph}
         if self.config.fp16:
-            models.append(("fp16", write_fp16(graph, self.folder / "model.fp16.onnx")))
+            models["fp16"] = write_fp16(graph, self.folder / "model.fp16.onnx")
+        int8 = None
         if self.config.int8:
-            models += self._int8(graph)
-        variants, proof = self._judge(models)
+            variants, int8 = self._with_int8(models, prover)
+        else:
+            variants = prover.prove(list(models.items()))
         self.reporter.variants(variants)
         self._gate(variants)
-        opened, quantize = self.dataset.source, self.config.quantize
-        provenance = {
+        proof = {**prover.proof(), **(extra or {})}
+        write_manifest(self.folder, self.spec, variants, provenance=self._provenance(origin, int8), proof=proof)
+
+    def _provenance(self, origin: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:
+        opened = self.dataset.source
+        return {
             "edgetl": edgetl.__version__,
             "source": origin,
             "dataset_digest": self.dataset.digest,
             "val_fraction": opened.val_fraction,
             "allow_leakage": opened.allow_leakage,
             "max_drop": self.config.max_drop,
-            "int8": {"method": quantize.method, "keep_fp16": list(quantize.keep_fp16)} if self.config.int8 else None,
-            "calibration_pictures": len(self._calibration()) if self.config.int8 else 0,
+            "int8": None if calibration is None else self._int8_settings(calibration),
+            "calibration_pictures": 0 if calibration is None else calibration.pictures,
             "versions": host.versions(),
         }
-        write_manifest(self.folder, self.spec, variants, provenance=provenance, proof={**proof, **(extra or {})})
+
+    def _int8_settings(self, calibration: Calibration) -> dict[str, Any]:
+        quantize = self.config.quantize
+        return {
+            "method": quantize.method,
+            "keep_fp16": list(quantize.keep_fp16),
+            "repair": quantize.repair,
+            "mixed": quantize.mixed,
+            "spared": {target: list(layers) for target, layers in calibration.decisions.spared.items()},
+        }
 
     def _val(self) -> tuple[Item, ...]:
         return self.dataset.split("val")
@@ -229,79 +243,46 @@ class _Job:
         free = [item for item in self.dataset.split("train") if item.sha256 not in judged]
         return calibration_sample(free, self.config.quantize.calib_images)
 
-    def _int8(self, graph: OnnxModel) -> list[tuple[str, OnnxModel]]:
+    def _with_int8(self, models: dict[str, OnnxModel], prover: Prover) -> tuple[list[Variant], Calibration]:
+        """Adds the INT8 forms; one that loses too much gets more and more of its costliest layers back in float.
+
+        Which layers those are, pictures of ``train`` have said; ``val`` only says how many.
+        """
         items = self._calibration()
-        calibration = calibrate(
-            graph,
+        with Calibrator(
+            models["fp32"],
             _batches(items, self.spec),
-            self.config.quantize,
-            on_progress=lambda done: self.reporter.progress("calibration", done, len(items)),
-        )
-        pictures = hashlib.sha256("".join(item.sha256 for item in items).encode()).hexdigest()
-        made_with = {"pictures_sha256": pictures, "preprocess": self.spec.preprocess.to_dict()}
-        write_json(self.folder / "calibration.json", {**calibration.to_dict(), **made_with})
-        keep = self.config.quantize.keep_fp16
-        models = []
-        for name in (target.name for target in TARGETS):
-            path = self.folder / f"model.int8-{name}.onnx"
-            models.append((f"int8-{name}", write_int8(graph, calibration, name, path, keep_fp16=keep)))
-        return models
+            replace(self.config.quantize, max_flips=self.config.max_drop),
+            pictures_sha256=hashlib.sha256("".join(item.sha256 for item in items).encode()).hexdigest(),
+            reuse=self.config.calibration,
+            on_progress=lambda stage, done, total: self.reporter.progress(f"INT8: {stage}", done, total or len(items)),
+        ) as calibrator:
+            calibration = calibrator.calibrate()
+            targets = [target.name for target in TARGETS]
+            while True:
+                for name in targets:
+                    path = self.folder / f"model.int8-{name}.onnx"
+                    models[f"int8-{name}"] = write_int8(models["fp32"], calibration, name, path)
+                write_json(self.folder / "calibration.json", calibration.to_dict())
+                variants = prover.prove(list(models.items()))
+                targets = [variant.target for variant in self._losing(variants)]
+                for name in targets:
+                    more = calibrator.spare_more(calibration, name)
+                    if more is None:
+                        return variants, calibration
+                    calibration = more
+                if not targets:
+                    return variants, calibration
 
-    def _judge(self, models: Sequence[tuple[str, OnnxModel]]) -> tuple[list[Variant], dict[str, Any]]:
-        """Scores every variant on ``val`` and times those that this machine runs."""
-        plain = [_variant(name, model) for name, model in models]
-        write_manifest(self.folder, self.spec, plain, provenance={}, proof={})
-        bundle = open_bundle(self.folder)
-        val = self._val()
-        found = answers(
-            bundle, plain, val, on_progress=lambda done, total: self.reporter.progress("accuracy", done, total)
-        )
-        labels = label_indices(bundle, self.dataset, val)
-        ratio = self._latency_ratio(plain)
-        variants = []
-        for variant, logits in zip(plain, found, strict=True):
-            metrics: dict[str, float | None] = dict(scores(logits, labels, found[0]))
-            best = scores(found[0], labels, None)["top1"]
-            metrics["top1_drop"] = None if best is None or metrics["top1"] is None else best - metrics["top1"]
-            metrics["sqnr_db"] = sqnr_db(logits, found[0])
-            metrics["latency_ratio"] = ratio.get(variant.name)
-            if self.gated and not np.isfinite(logits).all():
-                raise GateError(
-                    f"{variant.name} answers with NaN or infinity, {_overflows(variant)}; nothing was written"
-                )
-            variants.append(_recommended(variant, metrics, self.config.max_drop))
-        proof: dict[str, Any] = {
-            "dataset_digest": self.dataset.digest,
-            "val_pictures": len(val),
-            "cpu": host.cpu_name(),
-            "int8_dot": host.has_int8_dot(),
-        }
-        if labels is None:
-            proof["fp32"] = None
-            proof["reason"] = "the data's classes are not among this model's labels"
-        else:
-            proof["fp32"] = classification_report(found[0], labels, self.spec.labels)
-            if len(self.spec.labels) > _LARGEST_MATRIX:  # every load reads the manifest
-                del proof["fp32"]["confusion_matrix"]
-        return variants, proof
-
-    def _latency_ratio(self, variants: Sequence[Variant]) -> dict[str, float | None]:
-        native = f"int8-{host.arch()}"
-        if native not in {v.name for v in variants}:
-            return {"fp32": 1.0}
-        timed = measure_latency(
-            [Side(self.folder, "fp32"), Side(self.folder, native)],
-            seconds=self.config.seconds,
-            on_progress=lambda done, total: self.reporter.progress("latency", done, total),
-        )
-        samples = {"format_version": 1, "cpu": host.cpu_name(), "samples_ns": {"fp32": timed[0], native: timed[1]}}
-        write_json(self.folder / "latency.json", samples)
-        return {"fp32": 1.0, native: paired_ratio(timed[1], timed[0])}
+    def _losing(self, variants: Sequence[Variant]) -> list[Variant]:
+        """Returns the INT8 variants that lose more than allowed."""
+        drops = [(v, v.metrics["top1_drop"]) for v in variants if v.precision == "int8" and self.gated]
+        return [v for v, drop in drops if drop is not None and is_too_much(drop, self.config.max_drop)]
 
     def _gate(self, variants: Sequence[Variant]) -> None:
         for variant in variants if self.gated else ():
             drop = variant.metrics["top1_drop"]
-            if drop is not None and _is_too_much(drop, self.config.max_drop):
+            if drop is not None and is_too_much(drop, self.config.max_drop):
                 remedy = "leave it out by --no-fp16"
                 if variant.precision == "int8":
                     remedy = "try another --method, more --calib-images, --keep-fp16 for sensitive layers"
@@ -310,38 +291,6 @@ class _Job:
                     f"allowed are {self.config.max_drop * 100:g}; nothing was written: {remedy}, or allow more by "
                     "--max-drop"
                 )
-
-
-def _is_too_much(drop: float, max_drop: float) -> bool:
-    return drop > max_drop + 1e-9  # both are fractions of few pictures: rounding decides nothing
-
-
-def _overflows(variant: Variant) -> str:
-    if variant.precision == "fp16":
-        return "its values leave the range of FP16: leave it out by --no-fp16"
-    return "train again at a lower rate" if variant.precision == "fp32" else "calibrate by another --method"
-
-
-def _variant(name: str, model: OnnxModel) -> Variant:
-    return Variant(name, model.precision, model.target, model.path.name, model.sha256, model.path.stat().st_size)
-
-
-def _recommended(variant: Variant, metrics: dict[str, float | None], max_drop: float) -> Variant:
-    drop, ratio = metrics["top1_drop"], metrics["latency_ratio"]
-    recommended: bool | None = None
-    if variant.name == "fp32":
-        recommended, reason = True, "the reference"
-    elif drop is None:
-        recommended, reason = False, "its accuracy could not be measured on this data"
-    elif _is_too_much(drop, max_drop):
-        recommended, reason = False, f"loses {drop * 100:.2f} points of top-1"
-    elif ratio is not None:
-        recommended = ratio < 1.0
-        reason = f"{ratio:.2f}x the latency of fp32 on {host.cpu_name()}"
-    else:
-        where = "a GPU" if variant.precision == "fp16" else variant.target
-        reason = f"latency not measured: made for {where}"
-    return Variant(**{**variant.to_dict(), "recommended": recommended, "reason": reason, "metrics": metrics})
 
 
 def _batches(items: Sequence[Item], spec: ModelSpec) -> Iterator[NDArray[np.uint8]]:

@@ -1,12 +1,14 @@
 """INT8 by calibration: ranges are observed once, and written as explicit Q/DQ for each target."""
 
+from edgetl.quantize.calibration import Calibration
 from edgetl.quantize.graph import Graph, load_onnx, save_onnx
-from edgetl.quantize.stage import Calibration, QuantizeConfig, calibrate, write_fp16, write_int8
+from edgetl.quantize.stage import Calibrator, QuantizeConfig, calibrate, write_fp16, write_int8
 from edgetl.quantize.targets import TARGETS
 
 __all__ = [
     "TARGETS",
     "Calibration",
+    "Calibrator",
     "Graph",
     "QuantizeConfig",
     "calibrate",

@@ -8,17 +8,18 @@ copying whole tensors costs 20 times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
 
-from edgetl.errors import QuantizationError, require
+from edgetl.errors import QuantizationError
 from edgetl.quantize.graph import Graph
+from edgetl.quantize.probing import Probed
 
 __all__ = ["BINS", "Observation", "observe"]
 
@@ -36,16 +37,22 @@ class Observation:
         high: Largest value seen.
         limit: Upper edge of the histogram, a power of two times its first value.
         counts: (BINS,), how many sampled magnitudes fell in each of BINS equal bins from 0 to ``limit``.
+        peaks: (C,), the largest magnitude of each channel of a map; None for other tensors.
     """
 
     low: float = float("inf")
     high: float = float("-inf")
     limit: float = 0.0
     counts: NDArray[np.int64] | None = None
+    peaks: NDArray[np.float32] | None = None
 
-    def add(self, sample: NDArray[np.float32], low: float, high: float) -> None:
-        """Adds a sample and the extremes of the whole that it was drawn from."""
+    def add(
+        self, sample: NDArray[np.float32], low: float, high: float, peaks: NDArray[np.float32] | None = None
+    ) -> None:
+        """Adds a sample, and the extremes of the whole that it was drawn from."""
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if peaks is not None:
+            self.peaks = peaks if self.peaks is None else np.maximum(self.peaks, peaks)
         peak = max(abs(low), abs(high))
         if self.counts is None:
             self.counts = np.zeros(BINS, np.int64)
@@ -83,28 +90,21 @@ def observe(
     Raises:
         QuantizationError: There are no pictures, or a tensor holds NaN or infinity.
     """
-    ort = require("onnxruntime", "cpu")
     graph = Graph(model)
     wanted = sorted(names)
     probes = [_Probe(graph, name, number) for number, name in enumerate(wanted)]
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     answers = [name for name in graph.outputs if graph.is_float(name)]
     outputs = list(dict.fromkeys([*answers, *(name for probe in probes for name in probe.outputs)]))
-    probed = _with_probes(model, probes, outputs)
-    session = ort.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    probed = Probed(model, outputs, [node for probe in probes for node in probe.nodes], threads=threads)
     found = {name: Observation() for name in wanted}
     done = 0
-    input_name = model.graph.input[0].name
     for batch in batches:
-        values = dict(zip(outputs, session.run(outputs, {input_name: batch}), strict=True))
+        values = probed.run(batch)
         for probe in probes:
-            sample, low, high = probe.read(values)
+            sample, low, high, peaks = probe.read(values)
             if not all(abs(value) < _LARGEST for value in (low, high, sample.min(), sample.max())):
                 raise _damaged(probe.name)
-            found[probe.name].add(sample, low, high)
+            found[probe.name].add(sample, low, high, peaks)
         for name in answers:  # a maximum ignores a NaN between the points of the grid; what follows from it does not
             if not np.isfinite(values[name]).all():
                 raise _damaged(name)
@@ -153,20 +153,13 @@ class _Probe:
     def _node(self, op: str, source: str, result: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(op, [source], [result], name=result, **attributes))
 
-    def read(self, values: dict[str, NDArray[np.float32]]) -> tuple[NDArray[np.float32], float, float]:
-        """Returns (sample, smallest value, largest value) of a batch."""
+    def read(
+        self, values: dict[str, NDArray[np.float32]]
+    ) -> tuple[NDArray[np.float32], float, float, NDArray[np.float32] | None]:
+        """Returns (sample, smallest value, largest value, largest magnitudes of channels) of a batch."""
         parts = [values[name] for name in self.outputs]
         if not self._pooled:
-            return parts[0], float(parts[0].min()), float(parts[0].max())
+            return parts[0], float(parts[0].min()), float(parts[0].max()), None
         low = -float(parts[2].max()) if self._signed else min(0.0, float(parts[0].min()))
-        return parts[0], low, float(parts[1].max())
-
-
-def _with_probes(model: onnx.ModelProto, probes: Sequence[_Probe], outputs: Sequence[str]) -> onnx.ModelProto:
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    del probed.graph.output[:]
-    for probe in probes:
-        probed.graph.node.extend(probe.nodes)
-    probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
-    return probed
+        magnitudes = np.maximum(*parts[1:]) if self._signed else parts[1]
+        return parts[0], low, float(parts[1].max()), magnitudes.max(axis=(0, 2, 3))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -39,24 +40,26 @@ class Placement:
         return {nodes[name].input[index] for name, index in self.edges} | set(self.results)
 
 
-def place(graph: Graph, target: Target, keep_float: Sequence[str] = ()) -> Placement:
+def place(graph: Graph, target: Target, keep_float: Sequence[str] = (), spared: Iterable[str] = ()) -> Placement:
     """Applies a target's rules.
 
     Args:
         graph: FP32, every node named.
         target: Rules.
         keep_float: Patterns (``*`` and ``?``) of nodes, weights or tensors to leave in float.
+        spared: Names of layers to leave in float for their cost.
     """
-    kept = _kept_names(graph, keep_float)
+    costly = set(spared)
+    kept = _kept_names(graph, keep_float) | costly
     edges: list[tuple[str, int]] = []
     weights: list[tuple[str, int]] = []
     results: list[str] = []
-    spared: list[tuple[str, str]] = []
+    left: list[tuple[str, str]] = []
     for node in graph.nodes:
         if node.op_type in target.weighted and _has_weight(graph, node):
-            reason = _spare(graph, node, target, kept)
+            reason = _spare(graph, node, target, kept, first=not weights)
             if reason:
-                spared.append((node.name, reason))
+                left.append((node.name, "too sensitive" if node.name in costly else reason))
                 continue
             edges.append((node.name, 0))
             weights.append((node.name, 1))
@@ -69,7 +72,7 @@ def place(graph: Graph, target: Target, keep_float: Sequence[str] = ()) -> Place
         carried_edges, carried_results = _carry(graph, target, set(results), kept)
         edges += carried_edges
         results += carried_results
-    return Placement(tuple(edges), tuple(weights), tuple(dict.fromkeys(results)), tuple(spared))
+    return Placement(tuple(edges), tuple(weights), tuple(dict.fromkeys(results)), tuple(left))
 
 
 def weight_axis(node: onnx.NodeProto) -> int:
@@ -106,7 +109,7 @@ def _is_matrix_or_kernel(node: onnx.NodeProto, rank: int) -> bool:
     return rank == 2 if node.op_type in ("MatMul", "Gemm") else rank > 2
 
 
-def _spare(graph: Graph, node: onnx.NodeProto, target: Target, kept: set[str]) -> str:
+def _spare(graph: Graph, node: onnx.NodeProto, target: Target, kept: set[str], *, first: bool) -> str:
     if kept.intersection(names_of(node)):
         return "kept by request"
     if _leads_to_output(graph, node.output[0]):
@@ -116,7 +119,16 @@ def _spare(graph: Graph, node: onnx.NodeProto, target: Target, kept: set[str]) -
         return "1 x 1 map"
     if node.op_type == "ConvTranspose" and _group(node) > 1:
         return "grouped transposed convolution"
+    if first and _is_thin(graph, node, target):
+        return "too thin to begin with"
     return ""
+
+
+def _is_thin(graph: Graph, node: onnx.NodeProto, target: Target) -> bool:
+    """Tells whether a convolution has few products to sum and an activation that integer kernels do not absorb."""
+    if node.op_type != "Conv" or _behind_activation(graph, node.output[0]) != node.output[0]:
+        return False
+    return math.prod((graph.shape(node.input[1]) or ())[1:]) < target.first_depth
 
 
 def _group(node: onnx.NodeProto) -> int:
@@ -151,6 +163,14 @@ def _residual_inputs(graph: Graph, node: onnx.NodeProto, target: Target) -> list
     return [0 if depths[0] < depths[1] else 1]
 
 
+def _is_fed(graph: Graph, node: onnx.NodeProto, target: Target, known: set[str]) -> bool:
+    """Tells whether enough of an op's inputs are quantized for its integer kernel."""
+    if node.op_type == "HardSwish" and graph.only_consumer(node.input[0]) is None:
+        return False  # its integer form cuts its input at -3
+    enough = any if node.op_type in target.gated else all
+    return enough(name in known for name in node.input)
+
+
 def _carry(
     graph: Graph, target: Target, quantized: set[str], kept: set[str]
 ) -> tuple[list[tuple[str, int]], list[str]]:
@@ -161,7 +181,7 @@ def _carry(
     for node in graph.nodes:
         if node.op_type not in target.carried or any(graph.is_constant(name) for name in node.input):
             continue
-        if not all(name in known for name in node.input) or not graph.is_float(node.output[0]):
+        if not _is_fed(graph, node, target, known) or not graph.is_float(node.output[0]):
             continue
         if kept.intersection(names_of(node)):
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -14,13 +15,35 @@ from edgetl.quantize.graph import Graph
 from edgetl.quantize.placement import Placement, weight_axis
 from edgetl.quantize.targets import Target
 
-__all__ = ["Range", "activation_parameters", "quantize_graph", "weight_parameters"]
+__all__ = [
+    "QuantizedLayer",
+    "Range",
+    "activation_parameters",
+    "hard_swish_parameters",
+    "quantize_graph",
+    "weight_parameters",
+]
 
 Range = tuple[float, float]
-_ENDINGS = ("_scale", "_zero", "_q", "_dq", "_int8")
+_ENDINGS = ("_scale", "_zero", "_q", "_dq", "_int8", "_corrected", "_six")
 _WEIGHT_LIMIT = 127
 _SMALLEST_PEAK = 1e-7
 _BIAS_LIMIT = 2.0**30
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A layer's constants, where rounding to the nearest is not what is wanted.
+
+    Attributes:
+        values: int8, in the weight's shape.
+        scale: float32, one for each output channel.
+        bias_change: What is added to the bias, one for each output channel, or None.
+    """
+
+    values: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bias_change: NDArray[np.float64] | None = None
 
 
 def activation_parameters(limits: Range, target: Target) -> tuple[np.float32, NDArray[np.generic]]:
@@ -32,11 +55,18 @@ def activation_parameters(limits: Range, target: Target) -> tuple[np.float32, ND
     if max(-low, high) < _SMALLEST_PEAK:
         low, high = 0.0, 1.0
     smallest, largest = target.levels
-    if target.signed:
+    if target.symmetric:
         return np.float32(max(-low, high) / largest), np.array(0, target.dtype)
     scale = np.float32((high - low) / (largest - smallest))
     zero_point = np.clip(np.round(smallest - low / scale), smallest, largest)
     return scale, np.asarray(zero_point, dtype=target.dtype)
+
+
+def hard_swish_parameters(high: float, target: Target) -> tuple[np.float32, NDArray[np.generic]]:
+    """Returns (scale, zero point) for values from -3, exactly the smallest level, to ``high`` or a little above."""
+    smallest, largest = target.levels
+    below = max(1, int(3 * (largest - smallest) / (max(high, 0.0) + 3)))
+    return np.float32(3 / below), np.array(smallest + below, target.dtype)
 
 
 def weight_parameters(
@@ -64,7 +94,13 @@ def weight_parameters(
     return np.clip(rounded, -_WEIGHT_LIMIT, _WEIGHT_LIMIT).astype(np.int8), scale
 
 
-def quantize_graph(graph: Graph, placement: Placement, ranges: Mapping[str, Range], target: Target) -> onnx.ModelProto:
+def quantize_graph(
+    graph: Graph,
+    placement: Placement,
+    ranges: Mapping[str, Range],
+    target: Target,
+    layers: Mapping[str, QuantizedLayer] | None = None,
+) -> onnx.ModelProto:
     """Returns the graph with a Q/DQ pair wherever the placement says; what is not quantized stays FP32.
 
     Args:
@@ -72,13 +108,17 @@ def quantize_graph(graph: Graph, placement: Placement, ranges: Mapping[str, Rang
         placement: For this graph and target.
         ranges: (low, high) of every tensor that the placement names.
         target: Gives types and levels.
+        layers: By node name; the weights of others are rounded to the nearest.
     """
-    return _Rewriter(graph, ranges, target).rewrite(placement)
+    return _Rewriter(graph, ranges, target, layers or {}).rewrite(placement)
 
 
 class _Rewriter:
-    def __init__(self, graph: Graph, ranges: Mapping[str, Range], target: Target) -> None:
+    def __init__(
+        self, graph: Graph, ranges: Mapping[str, Range], target: Target, layers: Mapping[str, QuantizedLayer]
+    ) -> None:
         self._graph = graph
+        self._layers = layers
         self._ranges = ranges
         self._target = target
         self._pairs: dict[str, list[onnx.NodeProto]] = {}
@@ -87,9 +127,11 @@ class _Rewriter:
         self._initializers: list[onnx.TensorProto] = []
         self._taken = {name for node in graph.nodes for name in [node.name, *node.input, *node.output]}
         self._bases: dict[str, str] = {}
+        self._cut: set[str] = set()
 
     def rewrite(self, placement: Placement) -> onnx.ModelProto:
         edges, weights, results = set(placement.edges), set(placement.weights), set(placement.results)
+        self._cut = {n.input[0] for n in self._graph.nodes if n.op_type == "HardSwish" and (n.name, 0) in edges}
         ordered: list[onnx.NodeProto] = []
         for original in self._graph.nodes:
             node = onnx.NodeProto()
@@ -100,7 +142,10 @@ class _Rewriter:
                     node.input[index] = self._weight(original, name)
                 elif key in edges or name in results:
                     node.input[index] = self._activation(name)
-            ordered.append(node)
+            if (original.name, 1) in weights:
+                self._correct_bias(original, node)
+            is_cut = original.op_type == "HardSwish" and original.input[0] in self._cut
+            ordered += self._hard_swish(original.input[0], node) if is_cut else [node]
         return self._assemble(ordered)
 
     def _assemble(self, ordered: list[onnx.NodeProto]) -> onnx.ModelProto:
@@ -122,9 +167,34 @@ class _Rewriter:
 
     def _activation(self, name: str) -> str:
         if name not in self._pairs:
-            scale, zero_point = activation_parameters(self._ranges[name], self._target)
+            scale, zero_point = self._activation_parameters(name)
             self._pairs[name] = self._pair(name, np.asarray(scale), zero_point)
         return f"{self._base(name)}_dq"
+
+    def _activation_parameters(self, name: str) -> tuple[np.float32, NDArray[np.generic]]:
+        if name in self._cut:
+            return hard_swish_parameters(self._ranges[name][1], self._target)
+        return activation_parameters(self._ranges[name], self._target)
+
+    def _hard_swish(self, source: str, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Returns x * min(x + 3, 6) / 6 as a minimum and a product of integers.
+
+        x is cut at -3, below which HardSwish is 0; then the levels above the smallest are x + 3 already.
+        """
+        scale, zero_point = self._activation_parameters(source)
+        smallest, largest = self._target.levels
+        six = min(2 * int(zero_point) - smallest, largest)
+        base = self._base(f"{node.output[0]}_gate")
+        limit = self._constant(f"{base}_six", np.array(six, self._target.dtype))
+        parameters = [
+            self._constant(f"{base}_scale", np.asarray(scale / np.float32(6))),
+            self._constant(f"{base}_zero", np.array(smallest, self._target.dtype)),
+        ]
+        return [
+            helper.make_node("Clip", [f"{self._base(source)}_q", "", limit], [f"{base}_q"], name=f"q_{base}"),
+            helper.make_node("DequantizeLinear", [f"{base}_q", *parameters], [f"{base}_dq"], name=f"dq_{base}"),
+            helper.make_node("Mul", [node.input[0], f"{base}_dq"], list(node.output), name=node.name),
+        ]
 
     def _base(self, name: str) -> str:
         """Returns what new names begin with, such that none of them is the user's already."""
@@ -147,11 +217,7 @@ class _Rewriter:
         axis = weight_axis(node)
         key = (name, axis)
         if key not in self._dequantized_weights:
-            weight = self._graph.constant(name).astype(np.float32)
-            try:
-                values, scale = weight_parameters(weight, axis, self._smallest_scales(node))
-            except QuantizationError as error:
-                raise QuantizationError(f'weight "{name}": {error}') from None
+            values, scale = self._parameters(node, name, axis)
             base = self._base(f"{name}_axis{axis}")
             inputs = [
                 self._constant(f"{base}_int8", values),
@@ -164,12 +230,38 @@ class _Rewriter:
             self._dequantized_weights[key] = f"{base}_dq"
         return self._dequantized_weights[key]
 
+    def _layer(self, node: onnx.NodeProto) -> QuantizedLayer | None:
+        """Returns what was prepared for a layer, unless its bias would overflow at that scale."""
+        layer, smallest = self._layers.get(node.name), self._smallest_scales(node)
+        return None if layer is None or (smallest is not None and (layer.scale < smallest).any()) else layer
+
+    def _parameters(self, node: onnx.NodeProto, name: str, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        layer = self._layer(node)
+        if layer is not None:
+            return layer.values, layer.scale
+        weight = self._graph.constant(name).astype(np.float32)
+        try:
+            return weight_parameters(weight, axis, self._smallest_scales(node))
+        except QuantizationError as error:
+            raise QuantizationError(f'weight "{name}": {error}') from None
+
+    def _correct_bias(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
+        """Gives a layer a bias of its own that holds the change."""
+        layer = self._layer(original)
+        if layer is None or layer.bias_change is None:
+            return
+        old = node.input[2] if len(node.input) > 2 else ""
+        values = self._graph.constant(old).astype(np.float64) if old else np.zeros(len(layer.scale))
+        del node.input[2:]
+        name = f"{self._base(f'{node.name}_bias')}_corrected"
+        node.input.append(self._constant(name, (values.ravel() + layer.bias_change).astype(np.float32)))
+
     def _smallest_scales(self, node: onnx.NodeProto) -> NDArray[np.float64] | None:
         """Returns the scales below which a bias would overflow: integer kernels hold it as int32 at this scale."""
         bias = node.input[2] if len(node.input) > 2 else ""
         if not self._target.outputs or not self._graph.is_constant(bias) or node.input[0] not in self._ranges:
             return None
-        activation, _ = activation_parameters(self._ranges[node.input[0]], self._target)
+        activation, _ = self._activation_parameters(node.input[0])
         return np.abs(self._graph.constant(bias).astype(np.float64)).ravel() / (float(activation) * _BIAS_LIMIT)
 
     def _constant(self, name: str, values: NDArray[np.generic]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,23 @@ from numpy.typing import NDArray
 
 from edgetl.artifacts import OnnxModel, sha256_of
 from edgetl.errors import InputError, QuantizationError
+from edgetl.quantize.calibration import PROCEDURE, Calibration, Decisions, Prepared, decisions_from_file
+from edgetl.quantize.decide import DEFAULT_METHOD, Decider, untried
+from edgetl.quantize.evidence import Evidence, judged_of
 from edgetl.quantize.graph import Graph, load_onnx, save_onnx
+from edgetl.quantize.judge import Judge
 from edgetl.quantize.observe import observe
+from edgetl.quantize.pictures import Pictures
 from edgetl.quantize.placement import names_of, place
 from edgetl.quantize.precision import fp16_from_fp32
-from edgetl.quantize.rewrite import Range, quantize_graph
-from edgetl.quantize.targets import TARGETS, Target, target_named
-from edgetl.quantize.thresholds import METHODS, range_of
+from edgetl.quantize.rewrite import quantize_graph
+from edgetl.quantize.targets import TARGETS, target_named
+from edgetl.quantize.thresholds import METHODS
 
-__all__ = ["Calibration", "QuantizeConfig", "calibrate", "write_fp16", "write_int8"]
+__all__ = ["Calibrator", "QuantizeConfig", "calibrate", "write_fp16", "write_int8"]
+
+Batches = Iterable[NDArray[np.uint8]]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -29,93 +39,171 @@ class QuantizeConfig:
     """How INT8 is made.
 
     Attributes:
-        method: ``max``, ``percentile``, ``mse`` or ``entropy``.
+        method: ``max``, ``percentile``, ``mse``, ``entropy``, or ``auto``: the best for each group of tensors.
         calib_images: Pictures taken from the training split, equally from each class.
         keep_fp16: Patterns of layers, weights or tensors that stay in float.
+        repair: Whether weights, biases and channels are changed where that helps.
+        mixed: Whether layers are left in float where INT8 costs too much.
+        max_flips: Share of the reserved pictures whose decision may change before that happens.
     """
 
-    method: str = "mse"
+    method: str = "auto"
     calib_images: int = 300
     keep_fp16: tuple[str, ...] = ()
+    repair: bool = True
+    mixed: bool = True
+    max_flips: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f'--method is "{self.method}": it must be one of {", ".join(METHODS)}')
+        if self.method not in (*METHODS, "auto"):
+            raise InputError(f'--method is "{self.method}": it must be one of auto, {", ".join(METHODS)}')
         if not 1 <= self.calib_images <= 1_000_000:
             raise InputError(f"--calib-images is {self.calib_images}: it must be 1 to 1000000")
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """Ranges of activations, good for every target.
-
-    Attributes:
-        ranges: (low, high) by tensor of the float graph.
-        observed: Exact extremes by tensor.
-        method: That chose the ranges.
-        pictures: How many were looked at.
-        graph_sha256: The float graph that the tensors belong to.
-    """
-
-    ranges: dict[str, Range]
-    observed: dict[str, Range] = field(repr=False)
-    method: str
-    pictures: int
-    graph_sha256: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the JSON form."""
-        return {
-            "format_version": 1,
-            "graph_sha256": self.graph_sha256,
-            "method": self.method,
-            "pictures": self.pictures,
-            "tensors": {
-                name: {"low": low, "high": high, "observed": list(self.observed[name])}
-                for name, (low, high) in sorted(self.ranges.items())
-            },
-        }
+    @property
+    def one_pass(self) -> bool:
+        """Whether nothing is tried, so that each picture is needed once."""
+        return self.method != "auto" and not self.repair and not self.mixed
 
 
-def calibrate(
-    float_model: OnnxModel,
-    batches: Iterable[NDArray[np.uint8]],
-    config: QuantizeConfig,
-    *,
-    on_progress: Callable[[int], None] | None = None,
-) -> Calibration:
-    """Observes an FP32 graph on calibration pictures and chooses a range for each tensor that any target quantizes.
+class Calibrator:
+    """Looks at calibration pictures in an FP32 graph, and decides how each target's INT8 graph is made.
+
+    Usable as long as it is open; `calibrate` is the short way for those who want the calibration alone.
 
     Args:
         float_model: FP32.
-        batches: uint8 (N, H, W, C); read once.
+        batches: uint8 (N, H, W, C); read once, the rest comes from a temporary file. The last quarter, 64 pictures at
+            most, is reserved for judging what was learned from the others; with fewer than 16 pictures nothing is
+            judged, so nothing is tried.
         config: Settings.
-        on_progress: Called with the number of pictures done.
+        pictures_sha256: Names the pictures in the calibration's key.
+        reuse: A calibration.json whose decisions are taken over.
+        on_progress: Called with (stage, done, total); a total of 0 is unknown.
 
     Raises:
-        QuantizationError: There are no pictures, or the graph cannot be quantized.
+        QuantizationError: There are no pictures, the graph cannot be quantized, a pattern names nothing, or ``reuse``
+            belongs to something else.
     """
-    model = load_onnx(float_model.path)
-    graph = Graph(model)
-    names: set[str] = set()
-    for target in TARGETS:
-        names |= place(graph, target, config.keep_fp16).tensors(graph)
-    if not names:
-        raise QuantizationError(f"{float_model.path.name}: has no layer that INT8 would help; export it without --int8")
-    counted = _Counted(batches)
-    observations = observe(model, names, counted, on_progress=on_progress)
-    ranges = {name: range_of(seen, config.method) for name, seen in observations.items()}
-    for node in graph.nodes:  # a maximum changes no scale, and integer kernels insist on it
-        if node.op_type == "MaxPool" and node.input[0] in ranges and node.output[0] in ranges:
-            ranges[node.output[0]] = ranges[node.input[0]]
-    observed = {name: (seen.low, seen.high) for name, seen in observations.items()}
-    return Calibration(ranges, observed, config.method, counted.pictures, float_model.sha256)
+
+    def __init__(
+        self,
+        float_model: OnnxModel,
+        batches: Batches,
+        config: QuantizeConfig,
+        *,
+        pictures_sha256: str = "",
+        reuse: Path | None = None,
+        on_progress: Progress | None = None,
+    ) -> None:
+        self._graph = Graph(load_onnx(float_model.path))
+        self._spec = float_model.spec
+        self._config = config
+        self._tell = on_progress or (lambda stage, done, total: None)
+        _check_patterns(self._graph, config.keep_fp16)
+        self._names = {n for t in TARGETS for n in place(self._graph, t, config.keep_fp16).tensors(self._graph)}
+        if not self._names:
+            raise QuantizationError(
+                f"{float_model.path.name}: has no layer that INT8 would help; export it without --int8"
+            )
+        self._keyed_by = _keyed_by(float_model, config, pictures_sha256)
+        self._taken_over = None if reuse is None else decisions_from_file(reuse, self._keyed_by)
+        self._batches = batches
+        self._pictures = Pictures(batches)
+
+    def __enter__(self) -> Calibrator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pictures.close()
+
+    def calibrate(self) -> Calibration:
+        """Returns what was decided; takes a pass over the pictures, or many short ones where things are tried."""
+        if self._config.one_pass and self._taken_over is None:
+            return self._in_one_pass()
+        for _ in self._pictures.first():
+            self._tell("reading pictures", self._pictures.seen, 0)
+        if not self._pictures.count:
+            raise QuantizationError("no calibration pictures: INT8 needs some; give --data")
+        return self._calibration(self._taken_over or self._decided())
+
+    def _in_one_pass(self) -> Calibration:
+        counted = _Counted(self._batches)
+        seen = observe(self._graph.model, self._names, counted, on_progress=lambda done: self._tell("ranges", done, 0))
+        decisions = untried(self._graph, seen, dict.fromkeys(seen, self._config.method))
+        return Calibration(self._keyed_by, counted.pictures, 0, decisions, Prepared(self._graph, {}))
+
+    @cached_property
+    def _evidence(self) -> Evidence:
+        return Evidence(self._graph, self._pictures, self._config.keep_fp16, self._tell)
+
+    @cached_property
+    def _decider(self) -> Decider | None:
+        judged = judged_of(self._pictures.count)
+        if not judged:
+            return None
+        judge = Judge(self._graph.model, self._spec, lambda: self._pictures.batches(self._pictures.count - judged))
+        return Decider(self._evidence, judge, self._config.keep_fp16, self._tell)
+
+    def _decided(self) -> Decisions:
+        config = self._config
+        if self._decider is not None:
+            max_flips = config.max_flips if config.mixed else None
+            return self._decider.decide(config.method, repair=config.repair, max_flips=max_flips)
+        method = DEFAULT_METHOD if config.method == "auto" else config.method
+        seen = self._evidence.observations
+        return untried(self._graph, seen, dict.fromkeys(seen, method))
+
+    def _calibration(self, decisions: Decisions) -> Calibration:
+        evidence = self._evidence
+        if decisions.equalize:
+            evidence = evidence.equalized(decisions.equalize) or evidence
+        repairs = decisions.repairs
+        layers = {t.name: evidence.layers(decisions.ranges, t, repairs[t.name]) for t in TARGETS if t.name in repairs}
+        judged = judged_of(self._pictures.count)
+        return Calibration(self._keyed_by, self._pictures.seen, judged, decisions, Prepared(evidence.graph, layers))
+
+    def spare_more(self, calibration: Calibration, target_name: str) -> Calibration | None:
+        """Returns the same with twice as many layers of a target left in float, or None where that is no help.
+
+        Args:
+            calibration: Of this calibrator.
+            target_name: Whose graph was not good enough.
+        """
+        if not self._config.mixed or self._config.one_pass or self._decider is None:
+            return None
+        decisions = self._decider.spare_more(calibration.decisions, target_named(target_name))
+        return None if decisions is None else replace(calibration, decisions=decisions)
+
+
+def calibrate(
+    float_model: OnnxModel, batches: Batches, config: QuantizeConfig, *, on_progress: Progress | None = None
+) -> Calibration:
+    """Returns what `Calibrator` decides; see there."""
+    with Calibrator(float_model, batches, config, on_progress=on_progress) as calibrator:
+        return calibrator.calibrate()
+
+
+def _keyed_by(float_model: OnnxModel, config: QuantizeConfig, pictures_sha256: str) -> dict[str, Any]:
+    return {
+        "graph_sha256": float_model.sha256,
+        "pictures_sha256": pictures_sha256,
+        "preprocess": float_model.spec.preprocess.to_dict(),
+        "method": config.method,
+        "keep_fp16": list(config.keep_fp16),
+        "repair": config.repair,
+        "mixed": config.mixed,
+        "max_flips": config.max_flips,
+        "procedure": PROCEDURE,
+    }
 
 
 class _Counted:
     """Passes batches on and counts their pictures."""
 
-    def __init__(self, batches: Iterable[NDArray[np.uint8]]) -> None:
+    def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self.pictures = 0
 
@@ -125,36 +213,25 @@ class _Counted:
             yield batch
 
 
-def write_int8(
-    float_model: OnnxModel,
-    calibration: Calibration,
-    target_name: str,
-    path: Path,
-    *,
-    keep_fp16: Sequence[str] = (),
-) -> OnnxModel:
+def write_int8(float_model: OnnxModel, calibration: Calibration, target_name: str, path: Path) -> OnnxModel:
     """Writes the INT8 graph that a target wants.
 
     Args:
         float_model: The FP32 graph that was calibrated.
-        calibration: Its ranges.
+        calibration: Of it.
         target_name: ``tensorrt``, ``x86`` or ``arm``.
         path: File to write.
-        keep_fp16: Patterns of what stays in float.
 
     Raises:
-        QuantizationError: The calibration belongs to another graph, or a pattern names nothing.
+        QuantizationError: The calibration belongs to another graph.
     """
-    if calibration.graph_sha256 != float_model.sha256:
+    if calibration.keyed_by["graph_sha256"] != float_model.sha256:
         raise QuantizationError(f"{float_model.path.name}: these ranges belong to another graph; calibrate again")
-    target: Target = target_named(target_name)
-    graph = Graph(load_onnx(float_model.path))
-    placement = place(graph, target, keep_fp16)
-    _check_patterns(graph, keep_fp16)
-    unknown = sorted(placement.tensors(graph) - calibration.ranges.keys())
-    if unknown:
-        raise QuantizationError(f'no range of "{unknown[0]}": calibrate again with the same --keep-fp16')
-    model = quantize_graph(graph, placement, calibration.ranges, target)
+    target = target_named(target_name)
+    graph, decisions = calibration.prepared.graph, calibration.decisions
+    placement = place(graph, target, calibration.keyed_by["keep_fp16"], decisions.spared.get(target.name, ()))
+    layers = calibration.prepared.layers.get(target.name, {})
+    model = quantize_graph(graph, placement, decisions.ranges, target, layers)
     save_onnx(fp16_from_fp32(model) if target.half else model, path)
     return OnnxModel(path, float_model.spec, "int8", target.name, sha256_of(path), float_model.sha256)
 

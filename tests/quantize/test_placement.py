@@ -122,8 +122,50 @@ def test_cpus_carry_integers_through_pools_and_additions(target):
 
 
 def test_an_addition_with_a_float_input_is_not_carried():
-    graph = Graph(graphs.cnn(["se", "residual"]))  # the skip is the product of squeeze-excite
-    assert not [n for n, _ in place(graph, X86).edges if n == "add1"]
+    graph = Graph(graphs.cnn(["conv", "residual"]))
+    assert not [n for n, _ in place(graph, X86, ["conv1"]).edges if n == "add1"]  # the skip
+
+
+@pytest.mark.parametrize("target", [X86, ARM])
+def test_the_gate_of_squeeze_excite_is_quantized_for_its_product(target):
+    graph = Graph(graphs.cnn(["se", "residual"]))
+    placement = place(graph, target)
+    taken = inputs_of(graph, placement)
+    assert {("mul1", "relu1_out"), ("mul1", "sigmoid1_out"), ("add1", "mul1_out")} <= taken
+    assert "sigmoid1_out" not in placement.results  # its own input is float
+
+
+def swish_cnn(op):
+    """A stem and a convolution with SiLU or HardSwish behind them."""
+    model = graphs.cnn(["conv", "conv"])
+    for node in graphs.nodes_of(model, "Relu")[:2]:
+        source, result = node.input[0], node.output[0]
+        swish = [helper.make_node("HardSwish", [source], [result], name=f"swish_{result}")]
+        if op == "SiLU":
+            swish = [
+                helper.make_node("Sigmoid", [source], [f"gate_{result}"], name=f"sigmoid_{result}"),
+                helper.make_node("Mul", [source, f"gate_{result}"], [result], name=f"swish_{result}"),
+            ]
+        place_of = list(model.graph.node).index(node)
+        nodes = list(model.graph.node)
+        del model.graph.node[:]
+        model.graph.node.extend(nodes[:place_of] + swish + nodes[place_of + 1 :])
+    return model
+
+
+@pytest.mark.parametrize("op", ["SiLU", "HardSwish"])
+def test_on_x86_a_thin_first_convolution_stays_float_unless_its_activation_is_absorbed(op):
+    graph = Graph(swish_cnn(op))
+    assert dict(place(graph, X86).spared)["stem1"] == "too thin to begin with"
+    assert "stem1" in dict(place(graph, ARM).weights)
+    assert "stem1" in dict(place(Graph(graphs.cnn(["conv"])), X86).weights)
+    assert {"relu1_out", "conv1_out", "relu2_out"} & set(place(graph, X86).results) == {"conv1_out", "relu2_out"}
+
+
+def test_a_hard_swish_is_integer_only_as_its_inputs_one_taker():
+    model = swish_cnn("HardSwish")
+    graphs.nodes_of(model, "Conv")[2].input[0] = "conv1_out"
+    assert not [n for n, _ in place(Graph(model), X86).edges if n == "swish_relu2_out"]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)

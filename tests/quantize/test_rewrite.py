@@ -15,7 +15,7 @@ from edgetl.errors import QuantizationError
 from edgetl.quantize.graph import Graph
 from edgetl.quantize.observe import observe
 from edgetl.quantize.placement import place, weight_axis
-from edgetl.quantize.rewrite import activation_parameters, quantize_graph, weight_parameters
+from edgetl.quantize.rewrite import activation_parameters, hard_swish_parameters, quantize_graph, weight_parameters
 from edgetl.quantize.targets import TARGETS, target_named
 from edgetl.quantize.thresholds import range_of
 
@@ -47,7 +47,7 @@ def test_activation_parameters_cover_the_range_and_hold_zero(target, limits):
     assert scale > 0
     assert zero_point.dtype == target.dtype
     assert smallest <= int(zero_point) <= largest
-    if target.signed:
+    if target.symmetric:
         assert int(zero_point) == 0
     step = float(scale)
     assert (smallest - int(zero_point)) * step <= low + step * (1 + 1e-5)
@@ -60,7 +60,7 @@ def test_activation_parameters_cover_the_range_and_hold_zero(target, limits):
 def test_activation_parameters_waste_no_levels(target, limits):
     scale, _ = activation_parameters(tuple(limits), target)
     low, high = min(limits[0], 0), max(limits[1], 0)
-    width = 2 * max(-low, high) if target.signed else high - low
+    width = 2 * max(-low, high) if target.symmetric else high - low
     assert float(scale) * 255 <= width * (255 / 254 + 1e-5)
 
 
@@ -68,8 +68,9 @@ def test_activation_parameters_waste_no_levels(target, limits):
 @pytest.mark.parametrize("limits", [(0.0, 0.0), (0.0, 1e-9), (-1e-40, 0.0)])
 def test_a_dead_tensor_gets_a_usable_scale(target, limits):
     scale, zero_point = activation_parameters(limits, target)
-    assert scale == np.float32(1 / target.levels[1])
-    assert int(zero_point) == 0
+    smallest, largest = target.levels
+    assert int(zero_point) == (0 if target.symmetric else smallest)
+    assert scale == np.float32(1 / (largest - int(zero_point)))
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,8 @@ def test_a_dead_tensor_gets_a_usable_scale(target, limits):
         ("x86", (-1.0, 1.55), 0.01, 100),
         ("x86", (0.5, 2.55), 0.01, 0),  # the range is widened to hold zero
         ("x86", (-2.55, -1.0), 0.01, 255),
+        ("arm", (-1.0, 1.55), 0.01, -28),
+        ("arm", (0.0, 2.55), 0.01, -128),  # behind a ReLU, which is then no more than the cut at the smallest level
     ],
 )
 def test_activation_parameters_by_hand(name, limits, scale, zero_point):
@@ -154,7 +157,7 @@ def check_pairs(model, target):
         assert np.isfinite(scale)
         assert scale > 0
         assert zero.dtype == target.dtype
-        assert zero == 0 or not target.signed
+        assert zero == 0 or not target.symmetric
     return constants, makers
 
 
@@ -214,17 +217,45 @@ def test_everything_at_once_answers_closely_with_and_without_integer_kernels(tar
         assert all(graphs.sqnr(expected[name], got[name]) > 25 for name in expected)
 
 
-def test_every_quantized_convolution_becomes_an_integer_kernel_on_x86():
+@pytest.mark.parametrize("target", ["x86", "arm"])
+def test_every_quantized_convolution_becomes_an_integer_kernel_on_cpus(target):
     model = graphs.residual_cnn()
-    result = quantized(model, target_named("x86"), graphs.pictures(16))
-    executed = Counter(graphs.fused_ops(result))
+    result = quantized(model, target_named(target), graphs.pictures(16))
+    executed = Counter(graphs.fused_ops(result, qdqisint8allowed="1"))  # as it is by default on Arm
     makers = {name: node.op_type for node in result.graph.node for name in node.output}
     wanted = [n.name for n in graphs.nodes_of(result, "Conv") if makers.get(n.input[1]) == "DequantizeLinear"]
     assert len(wanted) == 8
     assert executed["QLinearConv"] == 8
     assert executed["FusedConv"] + executed["Conv"] == 2  # squeeze-excite
     assert executed["QLinearAdd"] == 2
+    assert executed["QLinearMul"] == 1
     assert executed["QGemm"] == 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 10.0])
+@pytest.mark.parametrize("target", ["x86", "arm"])
+def test_a_hard_swish_becomes_a_minimum_and_a_product_of_integers(target, shift):
+    model = graphs.cnn(["conv", "conv"])
+    swish = graphs.nodes_of(model, "Relu")[1]
+    swish.op_type = "HardSwish"
+    bias = next(t for t in model.graph.initializer if t.name == "conv1_bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(shift), bias.name))
+    pictures = graphs.pictures(16)
+    result = quantized(model, target_named(target), pictures)
+    onnx.checker.check_model(result, full_check=True)
+    expected, got = graphs.run(model, pictures)["logits"], graphs.run(result, pictures)["logits"]
+    assert graphs.sqnr(expected, got) > 30
+    executed = Counter(graphs.fused_ops(result, qdqisint8allowed="1"))
+    assert (executed["QLinearConv"], executed["Clip"], executed["QLinearMul"]) == (3, 1, 1)
+    assert executed["HardSigmoid"] + executed["Mul"] == 0
+
+
+@pytest.mark.parametrize(("high", "zero_point"), [(0.0, 255), (3.0, 127), (12.0, 51), (1e6, 1)])
+def test_the_smallest_level_before_a_hard_swish_is_minus_three(high, zero_point):
+    scale, got = hard_swish_parameters(high, target_named("x86"))
+    assert int(got) == zero_point
+    assert float(scale) * zero_point == pytest.approx(3)
+    assert float(scale) * (255 - zero_point) >= min(high, 762) * (1 - 1e-6)
 
 
 def test_a_saturated_clip_still_fuses_on_x86():

@@ -1,4 +1,4 @@
-"""What each target wants of an INT8 graph, as data."""
+"""The terms in which a target says what it wants of an INT8 graph."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgetl.errors import InternalError
+__all__ = ["CPU_CARRIED", "CPU_GATED", "WEIGHTED", "Target"]
 
-__all__ = ["TARGETS", "Target", "target_named"]
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# What ONNX Runtime has integer kernels for, or, as HardSwish, what integers can be made to compute.
+CPU_CARRIED = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "HardSwish", "MaxPool", "Mul", "Sigmoid"})
+CPU_GATED = frozenset({"Mul"})
 
 
 @dataclass(frozen=True)
@@ -17,23 +20,30 @@ class Target:
 
     Attributes:
         name: ``tensorrt``, ``x86`` or ``arm``.
-        signed: int8 activations with zero point 0; otherwise uint8 with a zero point.
+        signed: int8 activations; otherwise uint8.
+        symmetric: Zero point 0 always. Otherwise a tensor without negative values begins at the smallest level, and
+            ONNX Runtime drops the ReLU before it; with a ReLU between, a convolution is no integer kernel.
         weighted: Ops whose activation and weight inputs are quantized.
         carried: Ops whose inputs and outputs are quantized too, so that integer kernels meet without a gap.
+        gated: Carried ops that want one input of integers; the others (squeeze-excite's gate) are quantized for them.
         outputs: Whether a weighted op's output (behind its activation) is quantized.
         residual_only: Of an Add only the skip input is quantized; the other fuses into its convolution.
         half: Whether everything that is not INT8 becomes FP16.
         skip_one_by_one: Convolutions of 1 x 1 maps (squeeze-excite) stay in float: they gain nothing.
+        first_depth: INT8 begins at the first convolution that sums this many products or ends in a ReLU; 0 for any.
     """
 
     name: str
     signed: bool
+    symmetric: bool
     weighted: frozenset[str]
     carried: frozenset[str]
+    gated: frozenset[str]
     outputs: bool
     residual_only: bool
     half: bool
     skip_one_by_one: bool
+    first_depth: int
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -44,48 +54,3 @@ class Target:
     def dtype(self) -> type[np.generic]:
         """Numpy's type of quantized activations."""
         return np.int8 if self.signed else np.uint8
-
-
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_CPU_CARRIED = frozenset({"Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat"})
-
-TARGETS: tuple[Target, ...] = (
-    Target(
-        "tensorrt",
-        signed=True,
-        weighted=_WEIGHTED,
-        carried=frozenset(),
-        outputs=False,
-        residual_only=True,
-        half=True,
-        skip_one_by_one=True,
-    ),
-    Target(
-        "x86",
-        signed=False,
-        weighted=_WEIGHTED,
-        carried=_CPU_CARRIED,
-        outputs=True,
-        residual_only=False,
-        half=False,
-        skip_one_by_one=True,
-    ),
-    Target(
-        "arm",
-        signed=True,
-        weighted=_WEIGHTED,
-        carried=_CPU_CARRIED,
-        outputs=True,
-        residual_only=False,
-        half=False,
-        skip_one_by_one=True,
-    ),
-)
-
-
-def target_named(name: str) -> Target:
-    """Returns a target's rules."""
-    for target in TARGETS:
-        if target.name == name:
-            return target
-    raise InternalError(f"no target {name}")

@@ -1,0 +1,195 @@
+"""The proof of an export: what every variant is worth against FP32, measured on pictures nobody trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl import host
+from edgetl.artifacts import OnnxModel, write_json
+from edgetl.bench import Side, answers, fidelity_report, label_indices, measure_latency, paired_ratio, scores
+from edgetl.bundle import Variant, open_bundle, write_manifest
+from edgetl.dataset import Dataset
+from edgetl.errors import GateError
+from edgetl.metrics import classification_report, sqnr_db
+from edgetl.spec import ModelSpec
+
+__all__ = ["Prover", "Reporter", "is_too_much"]
+
+_LARGEST_MATRIX = 64
+
+
+class Reporter(Protocol):
+    """Whoever shows what is going on."""
+
+    def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
+        """Is called often."""
+
+    def variants(self, variants: Sequence[Variant]) -> None:
+        """Is called with the measured variants, before the gate."""
+
+
+class Prover:
+    """Judges the graphs of one folder; what was judged once is not judged again until its file changes.
+
+    Args:
+        folder: That holds the graphs.
+        spec: Of the model.
+        dataset: Its ``val`` is what is judged on.
+        max_drop: Largest loss of top-1 accuracy against FP32, a fraction.
+        seconds: Of latency measuring in each process.
+        finite: Whether an answer of NaN or infinity is an error.
+        reporter: See there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        dataset: Dataset,
+        *,
+        max_drop: float,
+        seconds: float,
+        finite: bool,
+        reporter: Reporter,
+    ) -> None:
+        self._folder = folder
+        self._spec = spec
+        self._dataset = dataset
+        self._val = dataset.split("val")
+        self._max_drop = max_drop
+        self._seconds = seconds
+        self._finite = finite
+        self._reporter = reporter
+        self._answers: dict[str, NDArray[np.float32]] = {}
+        self._fidelity: dict[str, Any] = {}
+        self._timed: dict[str, float | None] = {}
+
+    def prove(self, models: Sequence[tuple[str, OnnxModel]]) -> list[Variant]:
+        """Returns a variant with its metrics for each graph, FP32 first.
+
+        Raises:
+            GateError: One answers with NaN or infinity.
+        """
+        plain = [_variant(name, model) for name, model in models]
+        logits = self._logits(plain)
+        labels = self._labels()
+        ratio = self._latency_ratio(plain)
+        return [
+            self._judged(variant, logits[variant.sha256], logits[plain[0].sha256], labels, ratio) for variant in plain
+        ]
+
+    def _logits(self, variants: Sequence[Variant]) -> dict[str, NDArray[np.float32]]:
+        new = [variant for variant in variants if variant.sha256 not in self._answers]
+        write_manifest(self._folder, self._spec, variants, provenance={}, proof={})
+        found = answers(
+            open_bundle(self._folder),
+            new,
+            self._val,
+            on_progress=lambda done, total: self._reporter.progress("accuracy", done, total),
+        )
+        self._answers |= {variant.sha256: logits for variant, logits in zip(new, found, strict=True)}
+        return self._answers
+
+    def _labels(self) -> NDArray[np.int64] | None:
+        return label_indices(open_bundle(self._folder), self._dataset, self._val)
+
+    def _judged(
+        self,
+        variant: Variant,
+        logits: NDArray[np.float32],
+        reference: NDArray[np.float32],
+        labels: NDArray[np.int64] | None,
+        ratio: dict[str, float | None],
+    ) -> Variant:
+        if self._finite and not np.isfinite(logits).all():
+            raise GateError(f"{variant.name} answers with NaN or infinity, {_overflows(variant)}; nothing was written")
+        metrics: dict[str, float | None] = dict(scores(logits, labels, reference))
+        best = scores(reference, labels, None)["top1"]
+        metrics["top1_drop"] = None if best is None or metrics["top1"] is None else best - metrics["top1"]
+        metrics["sqnr_db"] = sqnr_db(logits, reference)
+        metrics["latency_ratio"] = ratio.get(variant.name)
+        if variant.name != "fp32":
+            pictures = [_relative(item.path, self._dataset) for item in self._val]
+            self._fidelity[variant.name] = fidelity_report(logits, reference, labels, self._spec.labels, pictures)
+        return _recommended(variant, metrics, self._max_drop)
+
+    def proof(self) -> dict[str, Any]:
+        """Returns the manifest's proof of what was judged."""
+        labels = self._labels()
+        proof: dict[str, Any] = {
+            "dataset_digest": self._dataset.digest,
+            "val_pictures": len(self._val),
+            "cpu": host.cpu_name(),
+            "int8_dot": host.has_int8_dot(),
+            "fidelity": self._fidelity,
+        }
+        if labels is None:
+            return {**proof, "fp32": None, "reason": "the data's classes are not among this model's labels"}
+        reference = next(iter(self._answers.values()))
+        proof["fp32"] = classification_report(reference, labels, self._spec.labels)
+        if len(self._spec.labels) > _LARGEST_MATRIX:  # every load reads the manifest
+            del proof["fp32"]["confusion_matrix"]
+        return proof
+
+    def _latency_ratio(self, variants: Sequence[Variant]) -> dict[str, float | None]:
+        native = next((v for v in variants if v.name == f"int8-{host.arch()}"), None)
+        if native is None:
+            return {"fp32": 1.0}
+        if native.sha256 not in self._timed:
+            timed = measure_latency(
+                [Side(self._folder, "fp32"), Side(self._folder, native.name)],
+                seconds=self._seconds,
+                on_progress=lambda done, total: self._reporter.progress("latency", done, total),
+            )
+            samples = {"fp32": timed[0], native.name: timed[1]}
+            result = {"format_version": 1, "cpu": host.cpu_name(), "samples_ns": samples}
+            write_json(self._folder / "latency.json", result)
+            self._timed[native.sha256] = paired_ratio(timed[1], timed[0])
+        return {"fp32": 1.0, native.name: self._timed[native.sha256]}
+
+
+def is_too_much(drop: float, max_drop: float) -> bool:
+    """Tells whether a drop is above the limit; both are fractions of few pictures, so rounding decides nothing."""
+    return drop > max_drop + 1e-9
+
+
+def _relative(path: Path, dataset: Dataset) -> str:
+    """Returns a picture's path inside its data set, or its name: a bundle holds no path of somebody's machine."""
+    try:
+        return path.resolve().relative_to(Path(dataset.root).resolve()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def _overflows(variant: Variant) -> str:
+    if variant.precision == "fp16":
+        return "its values leave the range of FP16: leave it out by --no-fp16"
+    return "train again at a lower rate" if variant.precision == "fp32" else "calibrate by another --method"
+
+
+def _variant(name: str, model: OnnxModel) -> Variant:
+    return Variant(name, model.precision, model.target, model.path.name, model.sha256, model.path.stat().st_size)
+
+
+def _recommended(variant: Variant, metrics: dict[str, float | None], max_drop: float) -> Variant:
+    drop, ratio = metrics["top1_drop"], metrics["latency_ratio"]
+    recommended: bool | None = None
+    if variant.name == "fp32":
+        recommended, reason = True, "the reference"
+    elif drop is None:
+        recommended, reason = False, "its accuracy could not be measured on this data"
+    elif is_too_much(drop, max_drop):
+        recommended, reason = False, f"loses {drop * 100:.2f} points of top-1"
+    elif ratio is not None:
+        recommended = ratio < 1.0
+        reason = f"{ratio:.2f}x the latency of fp32 on {host.cpu_name()}"
+    else:
+        where = "a GPU" if variant.precision == "fp16" else variant.target
+        reason = f"latency not measured: made for {where}"
+    return replace(variant, recommended=recommended, reason=reason, metrics=metrics)

@@ -1,0 +1,219 @@
+"""Decides how a graph becomes INT8: each choice is kept only where the reserved pictures say that it helps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import onnx
+
+from edgetl.quantize.calibration import Decisions, Repairs
+from edgetl.quantize.evidence import Evidence, Progress
+from edgetl.quantize.graph import Graph
+from edgetl.quantize.judge import Judge, Score
+from edgetl.quantize.observe import Observation
+from edgetl.quantize.placement import Placement, place
+from edgetl.quantize.rewrite import Range, quantize_graph
+from edgetl.quantize.sensitivity import LARGEST_SHARE, LayerCost, rank_layers, smallest_set
+from edgetl.quantize.targets import TARGETS, Target, target_named
+from edgetl.quantize.thresholds import METHODS, range_of
+
+__all__ = ["DEFAULT_METHOD", "EQUALIZE", "Decider", "untried"]
+
+DEFAULT_METHOD = "mse"
+EQUALIZE = 0.5
+_GATES = frozenset({"HardSigmoid", "Sigmoid"})  # bounded, and what multiplies a whole channel must not be cut
+_NO_REPAIR = Repairs()
+_REPAIRS = (
+    Repairs(False, "analytic"),
+    Repairs(True, "none"),
+    Repairs(True, "analytic"),
+    Repairs(False, "empirical"),
+    Repairs(True, "empirical"),
+)
+# A threshold or a bias costs nothing, a changed graph must earn its place.
+_HELPS_DB = 0.05
+_EARNS_DB = 0.5
+_HOPELESS_DB = 1.0
+
+
+def untried(graph: Graph, observations: Mapping[str, Observation], methods: Mapping[str, str]) -> Decisions:
+    """Returns ranges by the given methods, and nothing else."""
+    gates = {name for node in graph.nodes if node.op_type in _GATES for name in node.output}
+    methods = {name: "max" if name in gates else method for name, method in methods.items()}
+    ranges = {name: range_of(seen, methods[name]) for name, seen in observations.items()}
+    for node in graph.nodes:  # a maximum changes no scale, and integer kernels insist on it
+        if node.op_type == "MaxPool" and node.input[0] in ranges and node.output[0] in ranges:
+            ranges[node.output[0]] = ranges[node.input[0]]
+    observed = {name: (seen.low, seen.high) for name, seen in observations.items()}
+    return Decisions(ranges, observed, methods)
+
+
+class Decider:
+    """Tries, on the TensorRT form first; what is good there is kept for another target if it helps there too.
+
+    Args:
+        evidence: Of the float graph.
+        judge: Holds the reserved pictures.
+        keep_float: Patterns of what the user keeps in float.
+        on_progress: Called with (stage, done, total).
+    """
+
+    def __init__(self, evidence: Evidence, judge: Judge, keep_float: Sequence[str], on_progress: Progress) -> None:
+        self._plain = evidence
+        self._judge = judge
+        self._keep = tuple(keep_float)
+        self._progress = on_progress
+        self._main = target_named("tensorrt")
+        self._trials: list[Mapping[str, Any]] = []
+        self._ranked: Sequence[LayerCost] = ()
+
+    def decide(self, method: str, *, repair: bool, max_flips: float | None) -> Decisions:
+        """Returns what is best.
+
+        Args:
+            method: A threshold method, or ``auto``.
+            repair: Whether weights, biases and channels may be changed.
+            max_flips: Share of decisions that may change before layers are left in float; None leaves none.
+        """
+        main = self._main
+        evidence, equalize = self._best_side(main) if repair else (self._plain, 0.0)
+        methods = self._methods(evidence, main) if method == "auto" else dict.fromkeys(evidence.observations, method)
+        decisions = untried(evidence.graph, evidence.observations, methods)
+        ranges = decisions.ranges
+        repairs = {target.name: Repairs() for target in TARGETS}
+        if repair:
+            repairs[main.name] = self._repairs(evidence, ranges, main, _REPAIRS)
+            for target in TARGETS:
+                if target is not main and repairs[main.name] != Repairs():
+                    repairs[target.name] = self._repairs(evidence, ranges, target, (repairs[main.name],))
+        decisions = replace(decisions, equalize=equalize, repairs=repairs)
+        if max_flips is not None:
+            decisions = self._spared(evidence, decisions, max_flips)
+        return replace(decisions, trials=tuple(self._trials))
+
+    def _score(
+        self,
+        what: str,
+        evidence: Evidence,
+        placement: Placement,
+        ranges: Mapping[str, Range],
+        target: Target,
+        repairs: Repairs = _NO_REPAIR,
+    ) -> Score:
+        model = self._built(evidence, placement, ranges, target, repairs)
+        score = self._judge.score(model)
+        self._trials.append({"target": target.name, "what": what, **score.to_dict()})
+        self._progress("trials", len(self._trials), 0)
+        return score
+
+    def _built(
+        self, evidence: Evidence, placement: Placement, ranges: Mapping[str, Range], target: Target, repairs: Repairs
+    ) -> onnx.ModelProto:
+        return quantize_graph(evidence.graph, placement, ranges, target, evidence.layers(ranges, target, repairs))
+
+    def _best_side(self, target: Target) -> tuple[Evidence, float]:
+        """Returns the graph as it is or equalized, whichever INT8 hurts less after its biases are corrected."""
+        other = self._plain.equalized(EQUALIZE)
+        if other is None:
+            return self._plain, 0.0
+        scores = []
+        for what, evidence in (("as it is", self._plain), ("equalized", other)):
+            methods = dict.fromkeys(evidence.observations, DEFAULT_METHOD)
+            ranges = untried(evidence.graph, evidence.observations, methods).ranges
+            placement = place(evidence.graph, target, self._keep)
+            scores.append(self._score(what, evidence, placement, ranges, target, Repairs(True, "analytic")))
+        return (other, EQUALIZE) if scores[1].sqnr_db > scores[0].sqnr_db + _EARNS_DB else (self._plain, 0.0)
+
+    def _methods(self, evidence: Evidence, target: Target) -> dict[str, str]:
+        """Returns the best threshold method for each group of tensors, weights left in float meanwhile."""
+        whole = place(evidence.graph, target, self._keep)
+        alone = Placement(whole.edges, (), whole.results, whole.spared)
+
+        def score(what: str, methods: Mapping[str, str]) -> Score:
+            ranges = untried(evidence.graph, evidence.observations, methods).ranges
+            return self._score(f"thresholds: {what}", evidence, alone, ranges, target)
+
+        everywhere = {m: score(m, dict.fromkeys(evidence.observations, m)) for m in METHODS}
+        first = max(METHODS, key=lambda method: everywhere[method].sqnr_db)
+        methods, best = dict.fromkeys(evidence.observations, first), everywhere[first]
+        others = [m for m in METHODS if best.sqnr_db - _HOPELESS_DB < everywhere[m].sqnr_db and m != first]
+        for group, names in _tensor_groups(evidence.graph, whole.tensors(evidence.graph)).items():
+            for method in others:
+                tried = {**methods, **dict.fromkeys(names, method)}
+                found = score(f"{method} for {group}", tried)
+                if _helps(found, best):
+                    methods, best = tried, found
+        return methods
+
+    def _repairs(
+        self, evidence: Evidence, ranges: Mapping[str, Range], target: Target, candidates: Iterable[Repairs]
+    ) -> Repairs:
+        placement = place(evidence.graph, target, self._keep)
+        chosen = Repairs()
+        best = self._score("no repair", evidence, placement, ranges, target)
+        for repairs in candidates:
+            what = f"{'compensated' if repairs.compensate else 'plain'} rounding, {repairs.correct} bias correction"
+            found = self._score(what, evidence, placement, ranges, target, repairs)
+            if _helps(found, best):
+                chosen, best = repairs, found
+        return chosen
+
+    def _spared(self, evidence: Evidence, decisions: Decisions, max_flips: float) -> Decisions:
+        """Spares the smallest set for each target, and ranks the layers if one is not good enough as it is."""
+        spared = {}
+        for target in TARGETS:
+            repairs = decisions.repairs[target.name]
+
+            def evaluate(names: Sequence[str], target: Target = target, repairs: Repairs = repairs) -> Score:
+                placement = place(evidence.graph, target, self._keep, names)
+                what = f"{len(names)} layers in float" if names else "everything in INT8"
+                return self._score(what, evidence, placement, decisions.ranges, target, repairs)
+
+            spared[target.name] = smallest_set(lambda: self._ranking(evidence, decisions), evaluate, max_flips)
+        return replace(decisions, spared=spared, ranking=tuple(self._ranked))
+
+    def _ranking(self, evidence: Evidence, decisions: Decisions) -> Sequence[LayerCost]:
+        """Returns what each layer costs on the TensorRT form, found out once."""
+        if not self._ranked:
+            target = self._main
+            layers = evidence.layers(decisions.ranges, target, decisions.repairs[target.name])
+            self._ranked = rank_layers(
+                evidence.graph,
+                place(evidence.graph, target, self._keep),
+                lambda placement: quantize_graph(evidence.graph, placement, decisions.ranges, target, layers),
+                self._judge,
+                lambda done, total: self._progress("layer by layer", done, total),
+            )
+        return self._ranked
+
+    def spare_more(self, decisions: Decisions, target: Target) -> Decisions | None:
+        """Returns the decisions with twice as many layers in float, or None where that were half of the network."""
+        evidence = self._plain
+        if decisions.equalize:
+            evidence = evidence.equalized(decisions.equalize) or evidence
+        self._ranked = self._ranked or list(decisions.ranking)
+        ranking = self._ranking(evidence, decisions)
+        count = max(1, 2 * len(decisions.spared.get(target.name, ())))
+        if count > len(ranking) or sum(cost.share for cost in ranking[:count]) > LARGEST_SHARE:
+            return None
+        spared = {**decisions.spared, target.name: tuple(cost.layer for cost in ranking[:count])}
+        return replace(decisions, spared=spared, ranking=tuple(ranking))
+
+
+def _helps(found: Score, best: Score) -> bool:
+    return found.sqnr_db > best.sqnr_db + _HELPS_DB
+
+
+def _tensor_groups(graph: Graph, names: Iterable[str]) -> dict[str, list[str]]:
+    """Returns groups of alike tensors: what made them, in the first or second half of the network."""
+    names = sorted(names, key=lambda name: graph.depth[name])
+    deepest = max((graph.depth[name] for name in names), default=0)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        producer = graph.producer.get(name)
+        half = "early" if graph.depth[name] <= deepest / 2 else "late"
+        groups[f"{half} {producer.op_type if producer is not None else 'input'}"].append(name)
+    return dict(groups)
