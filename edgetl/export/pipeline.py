@@ -252,9 +252,11 @@ class _Job:
         with Calibrator(
             models["fp32"],
             _batches(items, self.spec),
-            replace(self.config.quantize, max_flips=self.config.max_drop),
+            replace(self.config.quantize, max_drop=self.config.max_drop),
+            labels=self._labels(items),
             pictures_sha256=hashlib.sha256("".join(item.sha256 for item in items).encode()).hexdigest(),
             reuse=self.config.calibration,
+            measure=prover.measure,
             on_progress=lambda stage, done, total: self.reporter.progress(f"INT8: {stage}", done, total or len(items)),
         ) as calibrator:
             calibration = calibrator.calibrate()
@@ -273,6 +275,12 @@ class _Job:
                     calibration = more
                 if not targets:
                     return variants, calibration
+
+    def _labels(self, items: Sequence[Item]) -> list[int] | None:
+        """Returns the items' classes as the model counts them, or None where it does not know them."""
+        index = {label: number for number, label in enumerate(self.spec.labels)}
+        classes = [self.dataset.classes[item.label] for item in items]
+        return [index[name] for name in classes] if all(name in index for name in classes) else None
 
     def _losing(self, variants: Sequence[Variant]) -> list[Variant]:
         """Returns the INT8 variants that lose more than allowed."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from edgetl import host
-from edgetl.artifacts import OnnxModel, write_json
+from edgetl.artifacts import OnnxModel, sha256_of, write_json
 from edgetl.bench import Side, answers, fidelity_report, label_indices, measure_latency, paired_ratio, scores
 from edgetl.bundle import Variant, open_bundle, write_manifest
 from edgetl.dataset import Dataset
 from edgetl.errors import GateError
 from edgetl.metrics import classification_report, sqnr_db
+from edgetl.quantize import save_onnx
 from edgetl.spec import ModelSpec
 
 __all__ = ["Prover", "Reporter", "is_too_much"]
@@ -118,6 +122,24 @@ class Prover:
             pictures = [_relative(item.path, self._dataset) for item in self._val]
             self._fidelity[variant.name] = fidelity_report(logits, reference, labels, self._spec.labels, pictures)
         return _recommended(variant, metrics, self._max_drop)
+
+    def measure(self, target: str, model: onnx.ModelProto) -> float | None:
+        """Returns a candidate's latency over that of FP32, or None where this machine is not its target."""
+        if target != host.arch():
+            return None
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            shutil.copy(self._folder / "model.fp32.onnx", folder)
+            save_onnx(model, folder / "candidate.onnx")
+            graphs = [("fp32", "any", folder / "model.fp32.onnx"), ("int8", target, folder / "candidate.onnx")]
+            variants = [
+                _variant(precision, OnnxModel(path, self._spec, precision, target, sha256_of(path), ""))
+                for precision, target, path in graphs
+            ]
+            write_manifest(folder, self._spec, variants, provenance={}, proof={})
+            sides = [Side(folder, variant.name) for variant in variants]
+            reference, candidate = measure_latency(sides, seconds=self._seconds)
+        return paired_ratio(candidate, reference)
 
     def proof(self) -> dict[str, Any]:
         """Returns the manifest's proof of what was judged."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,9 @@ from edgetl.quantize.sensitivity import LARGEST_SHARE, LayerCost, rank_layers, s
 from edgetl.quantize.targets import TARGETS, Target, target_named
 from edgetl.quantize.thresholds import METHODS, range_of
 
-__all__ = ["DEFAULT_METHOD", "EQUALIZE", "Decider", "untried"]
+__all__ = ["DEFAULT_METHOD", "EQUALIZE", "Decider", "Measure", "untried"]
+
+Measure = Callable[[str, onnx.ModelProto], float | None]
 
 DEFAULT_METHOD = "mse"
 EQUALIZE = 0.5
@@ -59,24 +61,33 @@ class Decider:
         judge: Holds the reserved pictures.
         keep_float: Patterns of what the user keeps in float.
         on_progress: Called with (stage, done, total).
+        measure: Returns a graph's latency, in any unit, or None for a target that is not at hand.
     """
 
-    def __init__(self, evidence: Evidence, judge: Judge, keep_float: Sequence[str], on_progress: Progress) -> None:
+    def __init__(
+        self,
+        evidence: Evidence,
+        judge: Judge,
+        keep_float: Sequence[str],
+        on_progress: Progress,
+        measure: Measure | None = None,
+    ) -> None:
         self._plain = evidence
         self._judge = judge
         self._keep = tuple(keep_float)
         self._progress = on_progress
         self._main = target_named("tensorrt")
+        self._measure = measure or (lambda target, model: None)
         self._trials: list[Mapping[str, Any]] = []
         self._ranked: Sequence[LayerCost] = ()
 
-    def decide(self, method: str, *, repair: bool, max_flips: float | None) -> Decisions:
+    def decide(self, method: str, *, repair: bool, max_drop: float | None) -> Decisions:
         """Returns what is best.
 
         Args:
             method: A threshold method, or ``auto``.
             repair: Whether weights, biases and channels may be changed.
-            max_flips: Share of decisions that may change before layers are left in float; None leaves none.
+            max_drop: Loss of accuracy above which layers are left in float; None leaves none.
         """
         main = self._main
         evidence, equalize = self._best_side(main) if repair else (self._plain, 0.0)
@@ -87,11 +98,14 @@ class Decider:
         if repair:
             repairs[main.name] = self._repairs(evidence, ranges, main, _REPAIRS)
             for target in TARGETS:
-                if target is not main and repairs[main.name] != Repairs():
+                twin = self._twin(evidence, target)
+                if twin is not None:
+                    repairs[target.name] = repairs[twin.name]
+                elif target is not main and repairs[main.name] != Repairs():
                     repairs[target.name] = self._repairs(evidence, ranges, target, (repairs[main.name],))
         decisions = replace(decisions, equalize=equalize, repairs=repairs)
-        if max_flips is not None:
-            decisions = self._spared(evidence, decisions, max_flips)
+        if max_drop is not None:
+            decisions = self._spared(evidence, decisions, max_drop)
         return replace(decisions, trials=tuple(self._trials))
 
     def _score(
@@ -161,19 +175,46 @@ class Decider:
                 chosen, best = repairs, found
         return chosen
 
-    def _spared(self, evidence: Evidence, decisions: Decisions, max_flips: float) -> Decisions:
+    def _spared(self, evidence: Evidence, decisions: Decisions, max_drop: float) -> Decisions:
         """Spares the smallest set for each target, and ranks the layers if one is not good enough as it is."""
-        spared = {}
+        spared: dict[str, tuple[str, ...]] = {}
         for target in TARGETS:
-            repairs = decisions.repairs[target.name]
-
-            def evaluate(names: Sequence[str], target: Target = target, repairs: Repairs = repairs) -> Score:
-                placement = place(evidence.graph, target, self._keep, names)
-                what = f"{len(names)} layers in float" if names else "everything in INT8"
-                return self._score(what, evidence, placement, decisions.ranges, target, repairs)
-
-            spared[target.name] = smallest_set(lambda: self._ranking(evidence, decisions), evaluate, max_flips)
+            twin = self._twin(evidence, target)
+            if twin is not None:
+                spared[target.name] = spared[twin.name]
+                continue
+            spared[target.name] = self._spared_for(target, evidence, decisions, max_drop)
         return replace(decisions, spared=spared, ranking=tuple(self._ranked))
+
+    def _spared_for(self, target: Target, evidence: Evidence, decisions: Decisions, max_drop: float) -> tuple[str, ...]:
+        """Returns the smallest set that is good enough; of two that keep the accuracy, the one measured faster."""
+        repairs = decisions.repairs[target.name]
+        seen: dict[tuple[str, ...], Score] = {}
+
+        def evaluate(names: Sequence[str]) -> Score:
+            placement = place(evidence.graph, target, self._keep, names)
+            what = f"{len(names)} layers in float" if names else "everything in INT8"
+            seen[tuple(names)] = self._score(what, evidence, placement, decisions.ranges, target, repairs)
+            return seen[tuple(names)]
+
+        found = smallest_set(lambda: self._ranking(evidence, decisions), evaluate, max_drop)
+        if not found or not seen[()].may_drop(max_drop):
+            return found
+        latencies = {}
+        for names in ((), found):
+            placement = place(evidence.graph, target, self._keep, names)
+            model = self._built(evidence, placement, decisions.ranges, target, repairs)
+            latencies[names] = self._measure(target.name, model)
+        whole, mixed = latencies.values()
+        return () if whole is not None and mixed is not None and whole <= mixed else found
+
+    def _twin(self, evidence: Evidence, target: Target) -> Target | None:
+        """Returns an earlier target whose graph answers alike: int8 and uint8 of equal placement differ in offset."""
+        placement = place(evidence.graph, target, self._keep)
+        for earlier in TARGETS[: TARGETS.index(target)]:
+            if earlier.symmetric == target.symmetric and place(evidence.graph, earlier, self._keep) == placement:
+                return earlier
+        return None
 
     def _ranking(self, evidence: Evidence, decisions: Decisions) -> Sequence[LayerCost]:
         """Returns what each layer costs on the TensorRT form, found out once."""

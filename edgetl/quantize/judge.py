@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,11 +26,15 @@ class Score:
     Attributes:
         sqnr_db: Signal-to-noise ratio of the logits, dB.
         flip_rate: Share of pictures with another decision.
+        lost: Pictures whose decision was right and no longer is; all that flipped, where labels are not known.
+        won: Pictures whose decision became right; 0 where labels are not known.
         pictures: How many were judged.
     """
 
     sqnr_db: float
     flip_rate: float
+    lost: int
+    won: int
     pictures: int
 
     @property
@@ -37,18 +42,23 @@ class Score:
         """Power of the error over that of the signal; the noises of single layers nearly add up."""
         return float(10 ** (-self.sqnr_db / 10))
 
-    def may_flip(self, limit: float) -> bool:
-        """Tells whether the flips are no evidence against a limit: a handful of pictures flips by chance.
+    def may_drop(self, limit: float) -> bool:
+        """Tells whether the lost pictures are no evidence of a drop above a limit: a handful is lost by chance.
 
-        The lower end of Wilson's interval, one-sided 95 % (Wilson 1927).
+        One-sided 95 %, for the difference of paired shares.
         """
-        n, p, z = self.pictures, self.flip_rate, _Z
-        centre, width = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return bool((centre - width) / (1 + z * z / n) <= limit + 1e-9)
+        net, changed, n = self.lost - self.won, self.lost + self.won, self.pictures
+        width = _Z * float(np.sqrt(max(0.0, changed - net * net / n)))
+        return net - width <= limit * n + 1e-9
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {"sqnr_db": round(self.sqnr_db, 2), "flip_rate": round(self.flip_rate, 4)}
+        return {
+            "sqnr_db": round(self.sqnr_db, 2),
+            "flip_rate": round(self.flip_rate, 4),
+            "lost": self.lost,
+            "won": self.won,
+        }
 
 
 class Judge:
@@ -58,6 +68,7 @@ class Judge:
         model: FP32, the reference.
         spec: Of the model.
         batches: Gives the reserved pictures anew each time, uint8 (N, H, W, C).
+        labels: (N,) true classes of the reserved pictures, or None.
         threads: Of ONNX Runtime; 0 lets it decide.
     """
 
@@ -66,19 +77,26 @@ class Judge:
         model: onnx.ModelProto,
         spec: ModelSpec,
         batches: Callable[[], Iterable[NDArray[np.uint8]]],
+        labels: NDArray[np.int64] | None = None,
         *,
         threads: int = 0,
     ) -> None:
         self._spec = spec
         self._batches = batches
+        self._labels = labels
         self._threads = threads
         self._reference = self._answers(model)
 
     def score(self, model: onnx.ModelProto) -> Score:
         """Returns how far a graph is from the reference."""
         answers = self._answers(model)
+        now, before = answers.argmax(axis=1), self._reference.argmax(axis=1)
+        lost, won = now != before, np.zeros(len(now), bool)
+        if self._labels is not None:
+            right, was_right = now == self._labels, before == self._labels
+            lost, won = was_right & ~right, right & ~was_right
         flips = flip_rate(answers, self._reference)
-        return Score(sqnr_db(answers, self._reference), flips, len(answers))
+        return Score(sqnr_db(answers, self._reference), flips, int(lost.sum()), int(won.sum()), len(now))
 
     def _answers(self, model: onnx.ModelProto) -> NDArray[np.float32]:
         with OrtSession(model.SerializeToString(), self._spec, threads=self._threads, fake_quant=True) as session:

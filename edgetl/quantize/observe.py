@@ -8,7 +8,8 @@ copying whole tensors costs 20 times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,12 @@ from edgetl.quantize.probing import Probed
 __all__ = ["BINS", "Observation", "observe"]
 
 BINS = 2048
+_Values = dict[str, NDArray[np.float32]]
 _LARGEST = float(np.finfo(np.float32).max)  # what pooling makes of a map that holds nothing but NaN
-_SAMPLE_SIDE = 14  # a map is sampled on a grid of about this many points a side, over all its channels
+_SAMPLED_PICTURES = 128  # the first ones; extremes are taken from all
+_SAMPLED = 8192  # values of one map: a grid of points, over all its channels
+_LARGEST_SIDE = 14
+_TOGETHER = 2  # pictures in one run: probed tensors live long, and more at once is no faster
 
 
 @dataclass
@@ -47,9 +52,9 @@ class Observation:
     peaks: NDArray[np.float32] | None = None
 
     def add(
-        self, sample: NDArray[np.float32], low: float, high: float, peaks: NDArray[np.float32] | None = None
+        self, sample: NDArray[np.float32] | None, low: float, high: float, peaks: NDArray[np.float32] | None = None
     ) -> None:
-        """Adds a sample, and the extremes of the whole that it was drawn from."""
+        """Adds the extremes of a batch, and a sample of it if one was taken."""
         self.low, self.high = min(self.low, low), max(self.high, high)
         if peaks is not None:
             self.peaks = peaks if self.peaks is None else np.maximum(self.peaks, peaks)
@@ -62,8 +67,12 @@ class Observation:
             merged = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.concatenate([merged, np.zeros(BINS - len(merged), np.int64)])
             self.limit *= 2
-        bins_per_unit = BINS / self.limit if self.limit > 0.0 else 0.0  # overflows float32 for the faintest of tensors
-        index = np.minimum((np.abs(sample.ravel()).astype(np.float64) * bins_per_unit).astype(np.int64), BINS - 1)
+        if sample is None:
+            return
+        bins_per_unit = BINS / self.limit if self.limit > 0.0 else 0.0
+        if bins_per_unit > _LARGEST:  # the faintest of tensors: float32 would overflow
+            sample = sample.astype(np.float64)
+        index = np.minimum(np.abs(sample.ravel()) * sample.dtype.type(bins_per_unit), BINS - 1).astype(np.intp)
         self.counts += np.bincount(index, minlength=BINS)
 
 
@@ -94,26 +103,70 @@ def observe(
     wanted = sorted(names)
     probes = [_Probe(graph, name, number) for number, name in enumerate(wanted)]
     answers = [name for name in graph.outputs if graph.is_float(name)]
-    outputs = list(dict.fromkeys([*answers, *(name for probe in probes for name in probe.outputs)]))
-    probed = Probed(model, outputs, [node for probe in probes for node in probe.nodes], threads=threads)
+    runner = _Runner(model, probes, answers, threads)
     found = {name: Observation() for name in wanted}
     done = 0
-    for batch in batches:
-        values = probed.run(batch)
+    for count, values in _one_ahead(runner.run, batches):
         for probe in probes:
             sample, low, high, peaks = probe.read(values)
-            if not all(abs(value) < _LARGEST for value in (low, high, sample.min(), sample.max())):
+            checked = (low, high, 0.0 if sample is None else float(sample.sum(dtype=np.float64)))
+            if not all(abs(value) < _LARGEST for value in checked):
                 raise _damaged(probe.name)
             found[probe.name].add(sample, low, high, peaks)
         for name in answers:  # a maximum ignores a NaN between the points of the grid; what follows from it does not
             if not np.isfinite(values[name]).all():
                 raise _damaged(name)
-        done += len(batch)
+        done += count
         if on_progress is not None:
             on_progress(done)
     if not done:
         raise QuantizationError("no calibration pictures: INT8 needs some; give --data")
     return found
+
+
+class _Runner:
+    """Runs the probes: with samples for the first pictures, for their extremes alone from then on."""
+
+    def __init__(self, model: onnx.ModelProto, probes: Sequence[_Probe], answers: Sequence[str], threads: int) -> None:
+        self._model = model
+        self._probes = probes
+        self._answers = answers
+        self._threads = threads
+        self._left = _SAMPLED_PICTURES
+        self._session: Probed | None = None
+
+    def run(self, batch: NDArray[np.uint8]) -> _Values:
+        """Returns what the probes and the graph's own outputs hold for a batch."""
+        if self._session is None:
+            self._session = self._opened()
+        session = self._session
+        parts = [session.run(batch[i : i + _TOGETHER]) for i in range(0, len(batch), _TOGETHER)]
+        self._left -= len(batch)
+        if self._left <= 0 < self._left + len(batch):
+            self._session = None  # its memory is free before the next one takes any
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _opened(self) -> Probed:
+        skipped = set() if self._left > 0 else {probe.sample for probe in self._probes}
+        nodes = [node for probe in self._probes for node in probe.nodes if node.output[0] not in skipped]
+        outputs = [*self._answers, *(name for probe in self._probes for name in probe.outputs)]
+        wanted = [name for name in dict.fromkeys(outputs) if name not in skipped]
+        return Probed(self._model, wanted, nodes, threads=self._threads)
+
+
+def _one_ahead(
+    run: Callable[[NDArray[np.uint8]], _Values], batches: Iterable[NDArray[np.uint8]]
+) -> Iterator[tuple[int, _Values]]:
+    """Yields (pictures, values) of each batch while the next one is decoded and run."""
+    waiting: tuple[int, Future[_Values]] | None = None
+    with ThreadPoolExecutor(1) as pool:
+        for batch in batches:
+            following = (len(batch), pool.submit(run, batch))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
 
 
 def _damaged(name: str) -> QuantizationError:
@@ -124,15 +177,22 @@ def _damaged(name: str) -> QuantizationError:
 
 
 class _Probe:
-    """The nodes that look at one tensor."""
+    """The nodes that look at one tensor.
+
+    Attributes:
+        name: The tensor.
+        nodes: That look at it.
+        outputs: What they make.
+        sample: The output that not every batch has, None where the tensor is taken whole.
+    """
 
     def __init__(self, graph: Graph, name: str, number: int) -> None:
         self.name = name
+        self.sample: str | None = None
         self.nodes: list[onnx.NodeProto] = []
         shape = graph.shape(name)
         self._pooled = shape is not None and len(shape) == 4
-        producer = graph.producer.get(name)
-        self._signed = producer is None or producer.op_type not in ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+        self._signed = not _is_never_negative(graph, name)
         if self._pooled and shape is not None:
             self.outputs = self._pool(number, shape)
         else:
@@ -140,10 +200,12 @@ class _Probe:
 
     def _pool(self, number: int, shape: tuple[int, ...]) -> list[str]:
         base = f"edgetl_probe_{number}"
-        stride = [max(1, side // _SAMPLE_SIDE) for side in shape[2:]]
-        self._node("MaxPool", self.name, f"{base}_sample", kernel_shape=[1, 1], strides=stride)
+        points = min(_LARGEST_SIDE, max(2, round((_SAMPLED / max(1, shape[1])) ** 0.5)))
+        stride = [max(1, side // points) for side in shape[2:]]
+        self.sample = f"{base}_sample"
+        self._node("MaxPool", self.name, self.sample, kernel_shape=[1, 1], strides=stride)
         self._node("GlobalMaxPool", self.name, f"{base}_high")
-        outputs = [f"{base}_sample", f"{base}_high"]
+        outputs = [self.sample, f"{base}_high"]
         if self._signed:
             self._node("Neg", self.name, f"{base}_negative")
             self._node("GlobalMaxPool", f"{base}_negative", f"{base}_low")
@@ -153,13 +215,21 @@ class _Probe:
     def _node(self, op: str, source: str, result: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(op, [source], [result], name=result, **attributes))
 
-    def read(
-        self, values: dict[str, NDArray[np.float32]]
-    ) -> tuple[NDArray[np.float32], float, float, NDArray[np.float32] | None]:
+    def read(self, values: _Values) -> tuple[NDArray[np.float32] | None, float, float, NDArray[np.float32] | None]:
         """Returns (sample, smallest value, largest value, largest magnitudes of channels) of a batch."""
-        parts = [values[name] for name in self.outputs]
         if not self._pooled:
-            return parts[0], float(parts[0].min()), float(parts[0].max()), None
-        low = -float(parts[2].max()) if self._signed else min(0.0, float(parts[0].min()))
-        magnitudes = np.maximum(*parts[1:]) if self._signed else parts[1]
-        return parts[0], low, float(parts[1].max()), magnitudes.max(axis=(0, 2, 3))
+            whole = values[self.name]
+            return whole, float(whole.min()), float(whole.max()), None
+        sample, extremes = values.get(self.outputs[0]), [values[name] for name in self.outputs[1:]]
+        low = -float(extremes[1].max()) if self._signed else 0.0
+        magnitudes = np.maximum(*extremes) if self._signed else extremes[0]
+        return sample, low, float(extremes[0].max()), magnitudes.max(axis=(0, 2, 3))
+
+
+def _is_never_negative(graph: Graph, name: str) -> bool:
+    """Tells whether a tensor's lower end is known: it is 0, or so near that it may as well be."""
+    producer = graph.producer.get(name)
+    if producer is None or producer.op_type != "Clip":
+        return producer is not None and producer.op_type in ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+    low = producer.input[1] if len(producer.input) > 1 else ""
+    return graph.is_constant(low) and float(graph.constant(low)) >= 0.0

@@ -16,7 +16,7 @@ from edgetl.quantize.placement import Placement
 __all__ = ["ENOUGH_DB", "LARGEST_SHARE", "LayerCost", "multiply_adds", "rank_layers", "smallest_set"]
 
 # Logits this far from FP32's: on the networks of docs/decisions/0007, 98 % and more of the decisions stay.
-ENOUGH_DB = 20.0
+ENOUGH_DB = 22.0
 _SHARE_FOR_DB = 0.15
 LARGEST_SHARE = 0.5
 
@@ -79,28 +79,28 @@ def rank_layers(
 
 
 def smallest_set(
-    ranked: Callable[[], Sequence[LayerCost]], evaluate: Callable[[Sequence[str]], Score], max_flips: float
+    ranked: Callable[[], Sequence[LayerCost]], evaluate: Callable[[Sequence[str]], Score], max_drop: float
 ) -> tuple[str, ...]:
     """Returns the fewest of the most expensive layers whose sparing meets the goal.
 
     Noises nearly add up, so the ranking foretells how many are needed; the graph itself decides. Logits within
-    `ENOUGH_DB` are worth 15 % of the multiply-adds, decisions within ``max_flips`` half of them; where that is not
+    `ENOUGH_DB` are worth 15 % of the multiply-adds, an accuracy within ``max_drop`` half of them; where that is not
     enough, the best set is returned.
 
     Args:
         ranked: Gives the result of `rank_layers`; not asked where nothing need be spared.
         evaluate: Scores the graph with the named layers in float.
-        max_flips: Largest share of changed decisions.
+        max_drop: Largest loss of accuracy, a fraction.
     """
     whole = evaluate(())
     tried, count = {0: whole}, 0
-    while not (tried[count].may_flip(max_flips) and tried[count].sqnr_db >= ENOUGH_DB):
+    while not (tried[count].may_drop(max_drop) and tried[count].sqnr_db >= ENOUGH_DB):
         ranking = ranked()
         following = _next(ranking, whole, count)
         share = sum(cost.share for cost in ranking[:following])
-        allowed = _SHARE_FOR_DB if tried[count].may_flip(max_flips) else LARGEST_SHARE
+        allowed = _SHARE_FOR_DB if tried[count].may_drop(max_drop) else LARGEST_SHARE
         if following > len(ranking) or share > allowed:
-            count = min(tried, key=lambda n: (not tried[n].may_flip(max_flips), tried[n].noise, n))
+            count = min(tried, key=lambda n: (not tried[n].may_drop(max_drop), tried[n].noise, n))
             break
         count = following
         tried[count] = evaluate([cost.layer for cost in ranking[:count]])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgetl.artifacts import OnnxModel, sha256_of
 from edgetl.errors import InputError, QuantizationError
 from edgetl.quantize.calibration import PROCEDURE, Calibration, Decisions, Prepared, decisions_from_file
-from edgetl.quantize.decide import DEFAULT_METHOD, Decider, untried
+from edgetl.quantize.decide import DEFAULT_METHOD, Decider, Measure, untried
 from edgetl.quantize.evidence import Evidence, judged_of
 from edgetl.quantize.graph import Graph, load_onnx, save_onnx
 from edgetl.quantize.judge import Judge
@@ -44,7 +44,7 @@ class QuantizeConfig:
         keep_fp16: Patterns of layers, weights or tensors that stay in float.
         repair: Whether weights, biases and channels are changed where that helps.
         mixed: Whether layers are left in float where INT8 costs too much.
-        max_flips: Share of the reserved pictures whose decision may change before that happens.
+        max_drop: Loss of accuracy on the reserved pictures above which that happens, a fraction.
     """
 
     method: str = "auto"
@@ -52,7 +52,7 @@ class QuantizeConfig:
     keep_fp16: tuple[str, ...] = ()
     repair: bool = True
     mixed: bool = True
-    max_flips: float = 0.01
+    max_drop: float = 0.01
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, "auto"):
@@ -77,8 +77,10 @@ class Calibrator:
             most, is reserved for judging what was learned from the others; with fewer than 16 pictures nothing is
             judged, so nothing is tried.
         config: Settings.
+        labels: True classes of the pictures, in their order; without them every changed decision counts as lost.
         pictures_sha256: Names the pictures in the calibration's key.
         reuse: A calibration.json whose decisions are taken over.
+        measure: Returns the latency of a target's graph, in any unit, or None where the target is not at hand.
         on_progress: Called with (stage, done, total); a total of 0 is unknown.
 
     Raises:
@@ -92,13 +94,16 @@ class Calibrator:
         batches: Batches,
         config: QuantizeConfig,
         *,
+        labels: Sequence[int] | None = None,
         pictures_sha256: str = "",
         reuse: Path | None = None,
+        measure: Measure | None = None,
         on_progress: Progress | None = None,
     ) -> None:
         self._graph = Graph(load_onnx(float_model.path))
         self._spec = float_model.spec
         self._config = config
+        self._measure = measure
         self._tell = on_progress or (lambda stage, done, total: None)
         _check_patterns(self._graph, config.keep_fp16)
         self._names = {n for t in TARGETS for n in place(self._graph, t, config.keep_fp16).tensors(self._graph)}
@@ -108,8 +113,8 @@ class Calibrator:
             )
         self._keyed_by = _keyed_by(float_model, config, pictures_sha256)
         self._taken_over = None if reuse is None else decisions_from_file(reuse, self._keyed_by)
-        self._batches = batches
-        self._pictures = Pictures(batches)
+        self._labels = None if labels is None else np.asarray(labels, np.int64)
+        self._pictures = Pictures(batches, limit=0) if self._is_one_pass else Pictures(batches)
 
     def __enter__(self) -> Calibrator:
         return self
@@ -119,9 +124,13 @@ class Calibrator:
     ) -> None:
         self._pictures.close()
 
+    @property
+    def _is_one_pass(self) -> bool:
+        return self._config.one_pass and self._taken_over is None
+
     def calibrate(self) -> Calibration:
         """Returns what was decided; takes a pass over the pictures, or many short ones where things are tried."""
-        if self._config.one_pass and self._taken_over is None:
+        if self._is_one_pass:
             return self._in_one_pass()
         for _ in self._pictures.first():
             self._tell("reading pictures", self._pictures.seen, 0)
@@ -130,10 +139,10 @@ class Calibrator:
         return self._calibration(self._taken_over or self._decided())
 
     def _in_one_pass(self) -> Calibration:
-        counted = _Counted(self._batches)
-        seen = observe(self._graph.model, self._names, counted, on_progress=lambda done: self._tell("ranges", done, 0))
+        batches = self._pictures.first()
+        seen = observe(self._graph.model, self._names, batches, on_progress=lambda done: self._tell("ranges", done, 0))
         decisions = untried(self._graph, seen, dict.fromkeys(seen, self._config.method))
-        return Calibration(self._keyed_by, counted.pictures, 0, decisions, Prepared(self._graph, {}))
+        return Calibration(self._keyed_by, self._pictures.seen, 0, decisions, Prepared(self._graph, {}))
 
     @cached_property
     def _evidence(self) -> Evidence:
@@ -144,14 +153,16 @@ class Calibrator:
         judged = judged_of(self._pictures.count)
         if not judged:
             return None
-        judge = Judge(self._graph.model, self._spec, lambda: self._pictures.batches(self._pictures.count - judged))
-        return Decider(self._evidence, judge, self._config.keep_fp16, self._tell)
+        learned = self._pictures.count - judged
+        labels = None if self._labels is None else self._labels[learned : self._pictures.count]
+        judge = Judge(self._graph.model, self._spec, lambda: self._pictures.batches(learned), labels)
+        return Decider(self._evidence, judge, self._config.keep_fp16, self._tell, self._measure)
 
     def _decided(self) -> Decisions:
         config = self._config
         if self._decider is not None:
-            max_flips = config.max_flips if config.mixed else None
-            return self._decider.decide(config.method, repair=config.repair, max_flips=max_flips)
+            max_drop = config.max_drop if config.mixed else None
+            return self._decider.decide(config.method, repair=config.repair, max_drop=max_drop)
         method = DEFAULT_METHOD if config.method == "auto" else config.method
         seen = self._evidence.observations
         return untried(self._graph, seen, dict.fromkeys(seen, method))
@@ -178,11 +189,9 @@ class Calibrator:
         return None if decisions is None else replace(calibration, decisions=decisions)
 
 
-def calibrate(
-    float_model: OnnxModel, batches: Batches, config: QuantizeConfig, *, on_progress: Progress | None = None
-) -> Calibration:
+def calibrate(float_model: OnnxModel, batches: Batches, config: QuantizeConfig, **options: Any) -> Calibration:
     """Returns what `Calibrator` decides; see there."""
-    with Calibrator(float_model, batches, config, on_progress=on_progress) as calibrator:
+    with Calibrator(float_model, batches, config, **options) as calibrator:
         return calibrator.calibrate()
 
 
@@ -195,22 +204,9 @@ def _keyed_by(float_model: OnnxModel, config: QuantizeConfig, pictures_sha256: s
         "keep_fp16": list(config.keep_fp16),
         "repair": config.repair,
         "mixed": config.mixed,
-        "max_flips": config.max_flips,
+        "max_drop": config.max_drop,
         "procedure": PROCEDURE,
     }
-
-
-class _Counted:
-    """Passes batches on and counts their pictures."""
-
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
-        self.pictures = 0
-
-    def __iter__(self) -> Any:
-        for batch in self._batches:
-            self.pictures += len(batch)
-            yield batch
 
 
 def write_int8(float_model: OnnxModel, calibration: Calibration, target_name: str, path: Path) -> OnnxModel:

@@ -22,6 +22,7 @@ _LEVELS = 128
 _PERCENTILE = 0.9999
 _FIRST_BIN = 128
 _STEPS = 96
+_LASTS = 60  # candidates for the last bin, before a closer look around the best of them
 
 
 def range_of(observation: Observation, method: str) -> tuple[float, float]:
@@ -50,22 +51,21 @@ def _percentile(counts: Floats, limit: float, _: float) -> float:
 
 
 def _mse(counts: Floats, limit: float, peak: float) -> float:
-    """Sweeps thresholds; the error of a bin is taken at its centre, weighted by its count.
+    """Sweeps thresholds; a bin's values are taken at its centre, weighted by its count.
 
-    The first bin is left out: it holds the zeros of ReLU, which every threshold represents exactly.
+    Up to the threshold, values spread evenly inside a level, so the expected error is scale^2 / 12; beyond it, the
+    error is the distance to it. The first bin is left out: it holds the zeros of ReLU, which every threshold
+    represents exactly.
     """
     centres = (np.arange(BINS) + 0.5) * limit / BINS
     weights = np.concatenate([[0.0], counts[1:]])
-    best, threshold = np.inf, peak
-    for candidate in np.linspace(peak / _STEPS, peak, _STEPS) if peak > 0 else ():
-        scale = candidate / (_LEVELS - 1)
-        rounded = np.clip(np.round(centres / scale), 0, _LEVELS - 1) * scale
-        # inside a level, values spread evenly: the error of rounding is at least scale^2 / 12
-        error = np.where(centres <= candidate, scale * scale / 12, np.square(centres - rounded))
-        total = float((weights * error).sum())
-        if total < best:
-            best, threshold = total, float(candidate)
-    return threshold
+    mass, first, second = (np.append(np.cumsum(weights * centres**k), 0.0) for k in range(3))
+    thresholds = np.linspace(peak / _STEPS, peak, _STEPS)
+    inside = np.searchsorted(centres, thresholds, side="right") - 1  # the last bin that is not cut; -1 for none
+    beyond = [total[BINS - 1] - total[inside] for total in (mass, first, second)]
+    error = mass[inside] * np.square(thresholds / (_LEVELS - 1)) / 12
+    error += beyond[2] - 2 * thresholds * beyond[1] + np.square(thresholds) * beyond[0]
+    return float(thresholds[error.argmin()])
 
 
 def _entropy(counts: Floats, limit: float, peak: float) -> float:
@@ -79,9 +79,11 @@ def _entropy(counts: Floats, limit: float, peak: float) -> float:
     last = int(np.nonzero(histogram)[0].max(initial=0)) + 1
     if last <= _FIRST_BIN:
         return peak
-    candidates = [*range(_FIRST_BIN, last, max(1, (last - _FIRST_BIN) // 256)), last]
-    divergences = [(_divergence(histogram, size), size) for size in candidates]
-    return float((min(divergences)[1]) * limit / BINS)
+    step = max(1, (last - _FIRST_BIN) // _LASTS)
+    coarse = min((_divergence(histogram, size), size) for size in [*range(_FIRST_BIN, last, step), last])[1]
+    near = range(max(_FIRST_BIN, coarse - step), min(last, coarse + step) + 1, max(1, step // 8))
+    best = min((_divergence(histogram, size), size) for size in [*near, coarse])[1]
+    return float(best * limit / BINS)
 
 
 def _divergence(histogram: Floats, size: int) -> float:

@@ -70,7 +70,7 @@ def test_defaults_of_the_options_are_those_of_the_settings():
             if field.name in defaults:
                 assert defaults[field.name] == getattr(config, field.name), (name, field.name)
                 compared += 1
-    assert compared == len(dataclasses.fields(FinetuneConfig)) + 3 + 3 + 5
+    assert compared == len(dataclasses.fields(FinetuneConfig)) + 4 + 6 + 5
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_doctor_tells_what_is_here_and_how_to_add_the_rest(capsys):
         (["finetune", "DATA", "--epoch", "3"], "No such option"),
         (["export", "NOWHERE"], "is not a run of edgetl finetune"),
         (["export", "NOWHERE", "--max-drop", "1"], '"1" needs a number and a unit, like 1pt or 5%'),
-        (["export", "NOWHERE", "--method", "best"], '--method is "best": it must be one of max, percentile'),
+        (["export", "NOWHERE", "--method", "best"], '--method is "best": it must be one of auto, max, percentile'),
         (["export", "NOWHERE", "--calib-images", "0"], "--calib-images is 0"),
         (["export", "NOWHERE.onnx"], "an .onnx file needs --spec spec.json"),
         (["export", "NOWHERE.onnx", "--with-original"], "--with-original goes with a run"),

@@ -89,10 +89,10 @@ def test_the_device_api_answers_from_the_bundle(bundle_path, new_digits):
 def test_int8_that_loses_too_much_is_shown_and_leaves_nothing(
     transfer_run, new_digits, tmp_path, recorder, monkeypatch
 ):
-    import edgetl.quantize.stage as stage
+    import edgetl.quantize.decide as decide
 
     # ranges a hundred times too small: a calibration that went wrong
-    monkeypatch.setattr(stage, "range_of", lambda seen, _: (seen.low / 100, seen.high / 100))
+    monkeypatch.setattr(decide, "range_of", lambda seen, _: (seen.low / 100, seen.high / 100))
     with pytest.raises(GateError, match=r"int8-tensorrt loses .* points of top-1 .* nothing was written") as caught:
         export_run(transfer_run, new_digits, ExportConfig(int8=True), tmp_path / "b.edgetl", reporter=recorder)
     assert caught.value.exit_code == 1
@@ -130,10 +130,11 @@ def test_raw_samples_and_settings_are_kept(bundle_path, new_digits):
     ratio = paired_ratio(samples[native], samples["fp32"])
     assert open_bundle(bundle_path).variant(native).metrics["latency_ratio"] == pytest.approx(ratio)
     provenance = manifest["provenance"]
-    assert provenance["int8"] == {"method": "mse", "keep_fp16": []}
+    int8 = provenance["int8"]
+    assert (int8["method"], int8["keep_fp16"], int8["repair"], int8["mixed"]) == ("auto", [], True, True)
     assert (provenance["val_fraction"], provenance["allow_leakage"], provenance["max_drop"]) == (0.2, False, 0.05)
     calibration = json.loads((bundle_path / "calibration.json").read_text())
-    assert calibration["preprocess"] == open_bundle(bundle_path).spec.preprocess.to_dict()
+    assert calibration["keyed_by"]["preprocess"] == open_bundle(bundle_path).spec.preprocess.to_dict()
 
 
 def test_keep_fp16_leaves_a_layer_in_float(transfer_run, new_digits, tmp_path, recorder):
