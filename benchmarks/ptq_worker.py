@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from edgetl.artifacts import OnnxModel, sha256_of, write_json
@@ -187,7 +188,11 @@ def forms(path: str, source: str, folder: str) -> None:
     """Writes both, with the share of multiply-adds in INT8 and what was decided."""
     model = model_of(path)
     labels = np.load(Path(source).with_suffix(".labels.npy"))
-    calibration = calibrate(model, stored(source), QuantizeConfig(), labels=labels)
+
+    def measure(target: str, candidate: onnx.ModelProto) -> float | None:
+        return over_fp32(model, candidate) if target == "x86" else None
+
+    calibration = calibrate(model, stored(source), QuantizeConfig(), labels=labels, measure=measure)
     decisions = calibration.decisions
     shares = {cost.layer: cost.share for cost in decisions.ranking}
     out = Path(folder)
@@ -199,6 +204,16 @@ def forms(path: str, source: str, folder: str) -> None:
     write_int8(model, whole, "tensorrt", out / "tensorrt.whole.onnx")
 
 
+def over_fp32(model: OnnxModel, candidate: onnx.ModelProto) -> float:
+    """Returns a graph's latency over that of FP32, as the median of pairs."""
+    with (
+        OrtSession(model.path, model.spec, threads=1) as reference,
+        OrtSession(candidate.SerializeToString(), model.spec, threads=1) as other,
+    ):
+        one, two = (np.array(samples, float) for samples in in_turn([other, reference], 3.0))
+    return float(np.median(one / two))
+
+
 def judge(path: str, source: str, out: str, spec_file: str, fused: str = "") -> None:
     spec = ModelSpec.from_file(Path(spec_file))
     with OrtSession(Path(path), spec, threads=THREADS, fake_quant=fused != "fused") as session:
@@ -208,11 +223,17 @@ def judge(path: str, source: str, out: str, spec_file: str, fused: str = "") -> 
 def latency(seconds: str, out: str, spec_file: str, *paths: str) -> None:
     spec = ModelSpec.from_file(Path(spec_file))
     sessions = [OrtSession(Path(path), spec, threads=1) for path in paths]
-    picture = np.random.default_rng(0).integers(0, 256, (1, *spec.preprocess.input_shape), dtype=np.uint8)
+    Path(out).write_text(json.dumps(in_turn(sessions, float(seconds))), encoding="utf-8")
+
+
+def in_turn(sessions: list[OrtSession], seconds: float) -> list[list[int]]:
+    """Returns nanoseconds of single pictures for each session, call by call in turn."""
+    shape = (1, *sessions[0].spec.preprocess.input_shape)
+    picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for session in sessions * 20:
         session.infer(picture)
     samples: list[list[int]] = [[] for _ in sessions]
-    end = time.perf_counter() + float(seconds)
+    end = time.perf_counter() + seconds
     order = list(range(len(sessions)))
     while time.perf_counter() < end:
         order.reverse()  # whoever goes first finds other caches
@@ -220,7 +241,7 @@ def latency(seconds: str, out: str, spec_file: str, *paths: str) -> None:
             start = time.perf_counter_ns()
             sessions[index].infer(picture)
             samples[index].append(time.perf_counter_ns() - start)
-    Path(out).write_text(json.dumps(samples), encoding="utf-8")
+    return samples
 
 
 JOBS = {job.__name__: job for job in (network, pictures, plain, method, threshold, forms, judge, latency)}

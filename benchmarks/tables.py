@@ -58,6 +58,54 @@ def transfer_rows(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def transfer_table(result: dict[str, Any]) -> str:
+    """Returns the checks and rows of the transfer benchmark."""
+    return f"{checks_table(result)}\n\n{transfer_rows(result)}"
+
+
+def quality_table(result: dict[str, Any], networks: list[str]) -> str:
+    """Returns what each tool and method leaves of networks, by TensorRT's arithmetic."""
+    lines = [
+        "| network | INT8 by | top-1 | drop, points (95 %) | same decision | SQNR, dB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        if row["name"] != "quality" or row["network"] not in networks:
+            continue
+        low, high = (100 * end for end in row["top1_drop_interval"])
+        worth = "" if row["side"] == "fp32" else f"{row['top1_drop'] * 100:+.1f} ({low:+.1f} to {high:+.1f})"
+        near = " | " if row["side"] == "fp32" else f"{row['agreement']:.1%} | {row['sqnr_db']:.1f}"
+        side = row["side"]
+        if "int8_share" in row:
+            side += f" ({row['int8_share']:.1%} of multiply-adds in INT8)"
+        lines.append(f"| {row['network']} | {side} | {row['top1']:.1%} | {worth} | {near} |")
+    return "\n".join(lines)
+
+
+def ptq_rows(result: dict[str, Any]) -> str:
+    """Returns cost, quality and the speed of the x86 form."""
+    lines = ["| calibration by | pictures | seconds | peak MB |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {r['side']} | {r['pictures']} | {r['seconds']:.1f} | {r['peak_bytes'] / 1e6:.0f} |"
+        for r in result["rows"]
+        if r["name"] == "cost"
+    ]
+    networks = list(dict.fromkeys(r["network"] for r in result["rows"] if r["name"] == "quality"))
+    lines += ["", quality_table(result, networks), ""]
+    head = "| x86 form | latency / onnxruntime's U8S8 | latency / FP32 | same decision | onnxruntime's |"
+    lines += [head, "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {r['network']} | {r['latency_over_onnxruntime']:.2f} | {r['latency_over_fp32']:.2f} "
+        f"| {r['edgetl_agreement']:.1%} | {r['onnxruntime_agreement']:.1%} |"
+        for r in result["rows"]
+        if r["name"] == "x86"
+    ]
+    return "\n".join(lines)
+
+
+ROWS = {"transfer": transfer_rows, "ptq": ptq_rows}
+
+
 def put(text: str, name: str, content: str) -> str:
     """Replaces what stands between two marks."""
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -72,16 +120,18 @@ def main() -> None:
     parts = []
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        parts.append(f"## {path.stem}\n\n{host_line(result)}\n\n{checks_table(result)}\n\n{transfer_rows(result)}")
-    files = {ROOT / "benchmarks" / "README.md": "\n\n".join(parts) or "No full results yet."}
-    transfer = RESULTS / "transfer.json"
-    if transfer.exists():
-        result = json.loads(transfer.read_text(encoding="utf-8"))
-        files[ROOT / "README.md"] = f"{checks_table(result)}\n\n{transfer_rows(result)}\n\n{host_line(result)}"
+        rows = ROWS[path.stem](result)
+        parts.append(f"## {path.stem}\n\n{host_line(result)}\n\n{checks_table(result)}\n\n{rows}")
+    wanted = [(ROOT / "benchmarks" / "README.md", "results", "\n\n".join(parts) or "No full results yet.")]
+    for name, table in (("transfer", transfer_table), ("ptq", lambda r: quality_table(r, ["mobilenet_v2_tf"]))):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            wanted.append((ROOT / "README.md", name, f"{table(result)}\n\n{host_line(result)}"))
     stale = []
-    for path, content in files.items():
+    for path, mark, content in wanted:
         text = path.read_text(encoding="utf-8")
-        new = put(text, "transfer" if path.parent == ROOT else "results", content)
+        new = put(text, mark, content)
         if new != text:
             stale.append(str(path.relative_to(ROOT)))
             if not check:

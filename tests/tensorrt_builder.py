@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+ALL = (80, 86, 89, 120)  # A100, Orin's and desktop Ampere, Ada, desktop Blackwell
 
-def build(path: Path, sm: int, *, largest_batch=8) -> tuple[bytes, list[str]]:
-    """Builds a plan for one compute capability, for example 86.
+
+def build(path: Path, *sms: int, largest_batch=8) -> tuple[bytes, list[str]]:
+    """Builds a plan for compute capabilities, for example 86.
 
     Returns:
         The plan and the builder's warnings. A graph that the parser or the builder refuses fails an assertion
@@ -30,8 +32,9 @@ def build(path: Path, sm: int, *, largest_batch=8) -> tuple[bytes, list[str]]:
     errors = [parser.get_error(i).desc() for i in range(parser.num_errors)]
     assert parsed, f"{path}: the parser refuses it: {errors}"
     config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), 0)
+    config.num_compute_capabilities = len(sms)
+    for index, sm in enumerate(sms):
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), index)
     profile = builder.create_optimization_profile()
     pictures = network.get_input(0)
     shapes = [(batch, *tuple(pictures.shape)[1:]) for batch in (1, 1, largest_batch)]

@@ -17,7 +17,7 @@ needs_kit = pytest.mark.skipif(
 @pytest.mark.slow
 @pytest.mark.kit
 @needs_kit
-@pytest.mark.parametrize("script", ["transfer.py"])
+@pytest.mark.parametrize("script", ["transfer.py", "ptq.py"])
 def test_the_script_runs_and_writes_checks(script, tmp_path):
     out = tmp_path / "r.json"
     command = [sys.executable, str(BENCHMARKS / script), "--quick", "--json", str(out)]

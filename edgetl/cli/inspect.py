@@ -15,7 +15,9 @@ __all__ = ["inspect"]
 @click.command(short_help="Describe a bundle, a run, a collection of pictures, or a backbone.")
 @click.argument("thing")
 @click.option("--blocks", is_flag=True, help="List a backbone's blocks, as last:N counts them.")
-@click.option("--layers", is_flag=True, help="List the layers of a bundle's graph that --keep-fp16 can name.")
+@click.option(
+    "--layers", is_flag=True, help="List the layers of a bundle's graph, what INT8 costs each, and what stays in float."
+)
 @click.option(
     "--val-fraction", type=RATE, default="20%", show_default=True, help="Of pictures in a folder without a split."
 )
@@ -53,27 +55,51 @@ def _bundle(display: Any, path: Path, layers: bool) -> dict[str, Any]:
     for variant in bundle.variants:
         display.note(f"{variant.name}: {variant.reason}")
     report = dict(bundle.manifest)
+    display.fidelity(bundle)
     if layers:
         report["layers"] = _layers(display, bundle)
     return report
 
 
 def _layers(display: Any, bundle: Any) -> list[dict[str, Any]]:
+    import json
+
     from edgetl.quantize import Graph, load_onnx
 
     graph = Graph(load_onnx(bundle.root / bundle.variant("fp32").file))
+    record = bundle.root / "calibration.json"
+    decided: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    costs = {cost["layer"]: cost for cost in decided.get("layers", ())}
+    spared = decided.get("spared", {})
     found = [
         {
             "name": node.name,
             "op": node.op_type,
             "weight": node.input[1],
             "shape": list(graph.shape(node.input[1]) or ()),
+            "alone_db": costs.get(node.name, {}).get("sqnr_db"),
+            "multiply_adds": costs.get(node.name, {}).get("share"),
+            "float_for_its_cost": [target for target, names in spared.items() if node.name in names],
         }
         for node in graph.nodes
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and graph.is_constant(node.input[1])
     ]
-    rows = [(str(f["name"]), str(f["op"]), str(f["weight"]), "x".join(map(str, f["shape"]))) for f in found]
-    display.table("layers", ("name", "op", "weight", "shape"), rows, text=3)
+    rows = [
+        (
+            f["name"],
+            f["op"],
+            f["weight"],
+            "x".join(map(str, f["shape"])),
+            "" if f["alone_db"] is None else f"{f['alone_db']:.1f}",
+            "" if f["multiply_adds"] is None else f"{f['multiply_adds']:.1%}",
+            ", ".join(f["float_for_its_cost"]),
+        )
+        for f in found
+    ]
+    columns = ("name", "op", "weight", "shape", "dB if alone in INT8", "multiply-adds", "kept in float")
+    display.table("layers", columns, rows, text=3)
+    if record.exists() and not costs:
+        display.note("no layer had to stay in float, so none was tried alone")
     return found
 
 

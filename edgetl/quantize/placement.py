@@ -69,7 +69,7 @@ def place(graph: Graph, target: Target, keep_float: Sequence[str] = (), spared: 
             edges += [(node.name, index) for index in _residual_inputs(graph, node, target)]
     results = [name for name in results if name not in kept]
     if target.carried:
-        carried_edges, carried_results = _carry(graph, target, set(results), kept)
+        carried_edges, carried_results = _carry(graph, target, set(results), kept, {name for name, _ in left})
         edges += carried_edges
         results += carried_results
     return Placement(tuple(edges), tuple(weights), tuple(dict.fromkeys(results)), tuple(left))
@@ -172,7 +172,7 @@ def _is_fed(graph: Graph, node: onnx.NodeProto, target: Target, known: set[str])
 
 
 def _carry(
-    graph: Graph, target: Target, quantized: set[str], kept: set[str]
+    graph: Graph, target: Target, quantized: set[str], kept: set[str], left: set[str]
 ) -> tuple[list[tuple[str, int]], list[str]]:
     """Spreads quantization through ops that have integer kernels and stand between quantized tensors."""
     edges: list[tuple[str, int]] = []
@@ -183,10 +183,11 @@ def _carry(
             continue
         if not _is_fed(graph, node, target, known) or not graph.is_float(node.output[0]):
             continue
-        if kept.intersection(names_of(node)):
-            continue
-        edges += [(node.name, index) for index in range(len(node.input))]
         result = _behind_activation(graph, node.output[0])
+        takers = {taker.name for taker, _ in graph.consumers.get(result, ())}
+        if kept.intersection(names_of(node)) or (kept.intersection(takers) and takers <= left):
+            continue  # a layer that is spared wants its input whole
+        edges += [(node.name, index) for index in range(len(node.input))]
         if result not in kept:
             results.append(result)
             known.add(result)

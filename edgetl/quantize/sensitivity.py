@@ -96,15 +96,19 @@ def smallest_set(
     tried, count = {0: whole}, 0
     while not (tried[count].may_drop(max_drop) and tried[count].sqnr_db >= ENOUGH_DB):
         ranking = ranked()
-        following = _next(ranking, whole, count)
-        share = sum(cost.share for cost in ranking[:following])
         allowed = _SHARE_FOR_DB if tried[count].may_drop(max_drop) else LARGEST_SHARE
-        if following > len(ranking) or share > allowed:
+        following = min(_next(ranking, whole, count), _most(ranking, allowed))
+        if following <= count:
             count = min(tried, key=lambda n: (not tried[n].may_drop(max_drop), tried[n].noise, n))
             break
         count = following
         tried[count] = evaluate([cost.layer for cost in ranking[:count]])
     return tuple(cost.layer for cost in ranked()[:count]) if count else ()
+
+
+def _most(ranking: Sequence[LayerCost], share: float) -> int:
+    """Returns how many layers of the ranking make up at most a share of the multiply-adds."""
+    return int((np.cumsum([cost.share for cost in ranking]) <= share + 1e-9).sum())
 
 
 def _next(ranking: Sequence[LayerCost], whole: Score, count: int) -> int:

@@ -1,5 +1,7 @@
 """FP16 and INT8 graphs of real backbones are built by the real TensorRT-RTX builder, ahead of time, without a GPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -38,7 +40,10 @@ def graphs(request, tmp_path_factory):
     calibration = calibrate(graph, [pictures(spec, 4)], QuantizeConfig())
     fp16 = write_fp16(graph, folder / "fp16.onnx")
     int8 = write_int8(graph, calibration, "tensorrt", folder / "int8.onnx")
-    return request.param, {"fp16": fp16.path, "int8": int8.path}
+    spared = [node.name for node in onnx.load(graph.path).graph.node if node.op_type == "Conv"][1:20:4]
+    decisions = replace(calibration.decisions, spared={"tensorrt": tuple(spared)})
+    mixed = write_int8(graph, replace(calibration, decisions=decisions), "tensorrt", folder / "mixed.onnx")
+    return request.param, {"fp16": fp16.path, "int8": int8.path, "mixed": mixed.path}
 
 
 def test_int8_reaches_every_convolution_worth_it(graphs):
@@ -48,10 +53,18 @@ def test_int8_reaches_every_convolution_worth_it(graphs):
     assert len(quantized) == CONVOLUTIONS[name]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-@pytest.mark.parametrize("sm", [86, 89])
-def test_the_builder_accepts(graphs, precision, sm):
+@pytest.mark.parametrize("precision", ["fp16", "int8", "mixed"])
+def test_the_builder_accepts(graphs, precision):
     _, files = graphs
-    plan, warnings = tensorrt_builder.build(files[precision], sm)
+    plan, warnings = tensorrt_builder.build(files[precision], *tensorrt_builder.ALL)
     assert len(plan) > 100_000
     assert warnings == []
+
+
+def test_layers_left_in_float_are_half_floats_between_integers(graphs):
+    _, files = graphs
+    whole, mixed = (
+        sum("_dq" in node.input[1] for node in onnx.load(files[name]).graph.node if node.op_type == "Conv")
+        for name in ("int8", "mixed")
+    )
+    assert 0 < whole - mixed <= 5
