@@ -15,7 +15,7 @@ from edgetl.quantize.graph import Graph
 from edgetl.quantize.rewrite import QuantizedLayer, Range
 from edgetl.quantize.sensitivity import LayerCost
 
-__all__ = ["Calibration", "Decisions", "Prepared", "Repairs", "decisions_from_file"]
+__all__ = ["PROCEDURE", "Calibration", "Decisions", "Prepared", "Repairs", "decisions_from_file"]
 
 FORMAT_VERSION = 2
 # Of the procedure: a change that gives other numbers for the same pictures gets another one.
@@ -129,7 +129,7 @@ class Calibration:
         """Returns the JSON form, which `decisions_from_file` reads."""
         return {
             "format_version": FORMAT_VERSION,
-            "key": key_of(self.keyed_by),
+            "key": _key_of(self.keyed_by),
             "keyed_by": dict(self.keyed_by),
             "pictures": self.pictures,
             "judged": self.judged,
@@ -137,7 +137,7 @@ class Calibration:
         }
 
 
-def key_of(keyed_by: Mapping[str, Any]) -> str:
+def _key_of(keyed_by: Mapping[str, Any]) -> str:
     """Returns the sha256 of what a calibration depends on."""
     return hashlib.sha256(canonical_json(dict(keyed_by))).hexdigest()
 
@@ -156,7 +156,7 @@ def decisions_from_file(path: Path, keyed_by: Mapping[str, Any]) -> Decisions:
             )
         made_from = dict(data["keyed_by"])
         differs = [name for name in keyed_by if made_from.get(name) != keyed_by[name]]
-        if differs or key_of(made_from) != data["key"]:
+        if differs or _key_of(made_from) != data["key"]:
             what = ", ".join(differs) or "its own key"
             raise QuantizationError(f"{path}: belongs to something else ({what} differs); calibrate again without it")
         return Decisions.from_dict(data)

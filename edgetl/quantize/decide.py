@@ -177,36 +177,50 @@ class Decider:
 
     def _spared(self, evidence: Evidence, decisions: Decisions, max_drop: float) -> Decisions:
         """Spares the smallest set for each target, and ranks the layers if one is not good enough as it is."""
+        good_enough: dict[str, tuple[str, ...]] = {}
         spared: dict[str, tuple[str, ...]] = {}
         for target in TARGETS:
             twin = self._twin(evidence, target)
             if twin is not None:
-                spared[target.name] = spared[twin.name]
-                continue
-            spared[target.name] = self._spared_for(target, evidence, decisions, max_drop)
+                good_enough[target.name] = good_enough[twin.name]
+            else:
+                good_enough[target.name] = self._smallest_set(target, evidence, decisions, max_drop)
+            spared[target.name] = self._faster(target, evidence, decisions, good_enough[target.name], max_drop)
         return replace(decisions, spared=spared, ranking=tuple(self._ranked))
 
-    def _spared_for(self, target: Target, evidence: Evidence, decisions: Decisions, max_drop: float) -> tuple[str, ...]:
-        """Returns the smallest set that is good enough; of two that keep the accuracy, the one measured faster."""
-        repairs = decisions.repairs[target.name]
-        seen: dict[tuple[str, ...], Score] = {}
-
+    def _smallest_set(
+        self, target: Target, evidence: Evidence, decisions: Decisions, max_drop: float
+    ) -> tuple[str, ...]:
         def evaluate(names: Sequence[str]) -> Score:
             placement = place(evidence.graph, target, self._keep, names)
             what = f"{len(names)} layers in float" if names else "everything in INT8"
-            seen[tuple(names)] = self._score(what, evidence, placement, decisions.ranges, target, repairs)
-            return seen[tuple(names)]
+            return self._score(what, evidence, placement, decisions.ranges, target, decisions.repairs[target.name])
 
-        found = smallest_set(lambda: self._ranking(evidence, decisions), evaluate, max_drop)
-        if not found or not seen[()].may_drop(max_drop):
-            return found
-        latencies = {}
-        for names in ((), found):
-            placement = place(evidence.graph, target, self._keep, names)
-            model = self._built(evidence, placement, decisions.ranges, target, repairs)
-            latencies[names] = self._measure(target.name, model)
-        whole, mixed = latencies.values()
-        return () if whole is not None and mixed is not None and whole <= mixed else found
+        return smallest_set(lambda: self._ranking(evidence, decisions), evaluate, max_drop)
+
+    def _faster(
+        self, target: Target, evidence: Evidence, decisions: Decisions, names: tuple[str, ...], max_drop: float
+    ) -> tuple[str, ...]:
+        """Returns the set, or none of it where that keeps the accuracy too and was measured faster."""
+        if not names:
+            return names
+        whole, mixed = (
+            self._built(
+                evidence,
+                place(evidence.graph, target, self._keep, spared),
+                decisions.ranges,
+                target,
+                decisions.repairs[target.name],
+            )
+            for spared in ((), names)
+        )
+        if not self._judge.score(whole).may_drop(max_drop):
+            return names
+        before = self._measure(target.name, whole)
+        if before is None:
+            return names
+        after = self._measure(target.name, mixed)
+        return () if after is not None and before <= after else names
 
     def _twin(self, evidence: Evidence, target: Target) -> Target | None:
         """Returns an earlier target whose graph answers alike: int8 and uint8 of equal placement differ in offset."""
