@@ -5,7 +5,7 @@
 ``VENV`` holds benchmarks/requirements-peers.txt (ModelOpt wants other versions than edgetl). Every side runs in a fresh
 process. Quality: TensorRT semantics by fake-quant, calibrated on one half of the pictures and judged on the other, both
 ways, pooled. Cost: on 500 pictures, one process after the other; edgetl decodes them itself, peers get them decoded.
-``--quick`` takes 16 pictures of one network, and of the peers the onnxruntime that edgetl has: its figures mean nothing.
+``--quick`` takes 16 pictures of one network, and of the peers only what edgetl itself has: its figures mean nothing.
 """
 
 from __future__ import annotations

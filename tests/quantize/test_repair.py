@@ -1,15 +1,19 @@
 """Repairs against whole networks: errors of the mean go, answers come nearer."""
 
 import numpy as np
+import onnx
 import onnx_graphs as graphs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_rewrite import check_pairs
 
 from edgetl.quantize.graph import Graph
 from edgetl.quantize.moments import geometry_of, input_moments
 from edgetl.quantize.observe import observe
-from edgetl.quantize.placement import place
+from edgetl.quantize.placement import place, weight_axis
 from edgetl.quantize.repair import corrected_biases, rounded_layers
-from edgetl.quantize.rewrite import QuantizedLayer, quantize_graph
+from edgetl.quantize.rewrite import QuantizedLayer, activation_parameters, quantize_graph
 from edgetl.quantize.shifts import input_shifts
 from edgetl.quantize.targets import TARGETS, target_named
 
@@ -103,8 +107,6 @@ def test_shifts_are_what_rounding_does_to_the_mean(case, target):
     cut = {name: (low / 2, high / 2) for name, (low, high) in case.ranges.items() if name in names}
     found = input_shifts(case.graph, cut, target, [case.pictures[:20], case.pictures[20:]], threads=1)
     truth = graphs.run(graphs.with_outputs(case.model, list(cut)), case.pictures)
-    from edgetl.quantize.rewrite import activation_parameters
-
     for name, limits in cut.items():
         scale, zero = activation_parameters(limits, target)
         smallest, largest = target.levels
@@ -154,3 +156,32 @@ def test_a_bias_that_would_overflow_drops_the_repair():
     assert (
         graphs.sqnr(graphs.run(case.model, case.pictures)["logits"], graphs.run(result, case.pictures)["logits"]) > 20
     )
+
+
+@settings(deadline=None, max_examples=8)
+@given(plan=st.lists(st.sampled_from(graphs.BLOCKS), max_size=4), head=st.sampled_from(graphs.HEADS))
+def test_whatever_is_repaired_the_graph_keeps_its_promises(plan, head):
+    """Zero points of 0, finite scales, one pair for a tensor, a scale for each output channel, biases in float."""
+    case = Case(plan, head=head, count=8)
+    layers = rounded_layers(case.graph, case.nodes, case.moments, compensate=True)
+    shifts = input_shifts(case.graph, case.ranges, TENSORRT, [case.pictures], threads=1)
+    layers = corrected_biases(case.graph, layers, case.moments, shifts)
+    model = case.quantized(layers)
+    onnx.checker.check_model(model, full_check=True)
+    constants, makers = check_pairs(model, TENSORRT)
+    for node in model.graph.node:
+        dq = makers.get(node.input[1]) if node.op_type in TENSORRT.weighted else None
+        if dq is None:
+            continue
+        values, scale, zero = (constants[name] for name in dq.input)
+        axis = weight_axis(node)
+        assert [a.i for a in dq.attribute if a.name == "axis"] == [axis]
+        assert scale.shape == zero.shape == (values.shape[axis],)
+        assert (scale > 0).all()
+        assert np.isfinite(scale).all()
+        assert not zero.any()
+        assert values.min() >= -127
+        if len(node.input) > 2:
+            assert constants[node.input[2]].dtype == np.float32
+            assert np.isfinite(constants[node.input[2]]).all()
+    assert case.sqnr(model) > 20
