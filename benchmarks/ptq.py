@@ -184,7 +184,7 @@ def cost_rows(bench: Bench) -> list[dict[str, Any]]:
         run(f"edgetl {method}", count, "method", method)
         run(f"edgetl {method}", small, "method", method)
     run("plain pass", count, "plain")
-    run("edgetl default", count, "method", "default")
+    run("edgetl default", small if bench.quick else count, "method", "default")
     pictures = bench.pictures(model, "imagenet", count)
     for tool, method in bench.tools:
         histogram = tool == "onnxruntime" and method != "minmax"

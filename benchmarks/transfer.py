@@ -77,7 +77,11 @@ def measure(kit: Path, work: Path, *, quick: bool) -> dict[str, Any]:
     seeds = SEEDS[:1] if quick else SEEDS
     probe = train(kit, work / "probe", 0, "--strategy", "probe", *(("--epochs", "1") if quick else ()))
     tuned = [train(kit, work / f"g{seed}", seed, *short) for seed in seeds]
-    exported = export(work / "g0", work / "g.edgetl", *(("--max-drop", "100pt") if quick else ()))
+    exported = export(
+        work / "g0",
+        work / "g.edgetl",
+        *(("--max-drop", "100pt", "--calib-images", "32", "--no-mixed") if quick else ()),
+    )
     timed = bench(work / "g.edgetl", work, 0.5 if quick else 10.0)
     mean = sum(row["top1"] for row in tuned) / len(tuned)
     int8 = exported["variants"]

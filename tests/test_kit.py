@@ -15,6 +15,7 @@ from edgetl.bundle import open_bundle
 from edgetl.dataset import open_dataset
 from edgetl.export import ExportConfig, export_original, export_run
 from edgetl.finetune import FinetuneConfig, finetune
+from edgetl.quantize import QuantizeConfig
 
 pytestmark = [
     pytest.mark.kit,
@@ -46,7 +47,7 @@ def probe_run(kit, grocery, tmp_path_factory):
 def probe_bundle(probe_run, grocery, tmp_path_factory):
     from fixtures_trained import Recorder
 
-    config = ExportConfig(int8=True, max_drop=0.02)
+    config = ExportConfig(int8=True, max_drop=0.02, quantize=QuantizeConfig(calib_images=80))
     return export_run(probe_run, grocery, config, tmp_path_factory.mktemp("kit") / "p.edgetl", reporter=Recorder())
 
 
