@@ -12,6 +12,7 @@ from edgetl.dataset import Dataset, Item
 from edgetl.metrics import flip_rate, macro_f1, top1
 from edgetl.preprocess import preprocess
 from edgetl.runtime.classifier import session_for
+from edgetl.spec import ModelSpec
 
 __all__ = ["answers", "label_indices", "scores"]
 
@@ -42,9 +43,9 @@ def answers(
     return [np.concatenate(collected) for collected in rows]
 
 
-def label_indices(bundle: Bundle, dataset: Dataset, items: Sequence[Item]) -> NDArray[np.int64] | None:
-    """Returns each item's class as an index into the bundle's labels, or None where a class is not among them."""
-    index = {label: i for i, label in enumerate(bundle.spec.labels)}
+def label_indices(spec: ModelSpec, dataset: Dataset, items: Sequence[Item]) -> NDArray[np.int64] | None:
+    """Returns each item's class as an index into the model's labels, or None where a class is not among them."""
+    index = {label: i for i, label in enumerate(spec.labels)}
     if any(name not in index for name in dataset.classes):
         return None
     return np.array([index[dataset.classes[item.label]] for item in items], dtype=np.int64)

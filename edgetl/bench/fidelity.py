@@ -124,9 +124,9 @@ def fidelity_text(name: str, report: dict[str, Any]) -> list[str]:
     ]
     if report["top1_drop"] is not None:
         drop, ece = report["top1_drop"], report["ece"]
-        low, high = sorted((drop["low"], drop["high"]))
         lines.append(
-            f"  top-1 drop {drop['value'] * 100:+.2f} pt, 95 % interval {low * 100:+.2f} to {high * 100:+.2f}; "
+            f"  top-1 drop {drop['value'] * 100:+.2f} pt, "
+            f"95 % interval {drop['low'] * 100:+.2f} to {drop['high'] * 100:+.2f}; "
             f"ECE {ece['reference']:.3f} -> {ece['now']:.3f}"
         )
     lines += [

@@ -145,6 +145,6 @@ def _accuracy(
     found = answers(
         bundle, wanted, items, on_progress=lambda done, total: on_progress(f"{contender.name}: accuracy", done, total)
     )
-    labels = label_indices(bundle, contender.dataset, items)
+    labels = label_indices(bundle.spec, contender.dataset, items)
     by_name = {v.name: scores(logits, labels, found[0]) for v, logits in zip(wanted, found, strict=True)}
     return [by_name[v.name] for v in variants]

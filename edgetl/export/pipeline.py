@@ -15,6 +15,7 @@ import edgetl
 from edgetl import host
 from edgetl.artifacts import OnnxModel, new_folder, write_json
 from edgetl.backbones import load_network
+from edgetl.bench import label_indices
 from edgetl.bundle import Bundle, Variant, check_free, open_bundle, write_manifest
 from edgetl.dataset import Dataset, Item, calibration_sample
 from edgetl.errors import ExportError, GateError, InputError
@@ -204,7 +205,7 @@ class _Job:
         if self.config.int8:
             variants, int8 = self._with_int8(models, prover)
         else:
-            variants = prover.prove(list(models.items()))
+            variants = prover.prove(models)
         self.reporter.variants(variants)
         self._gate(variants)
         proof = {**prover.proof(), **(extra or {})}
@@ -253,7 +254,7 @@ class _Job:
             models["fp32"],
             _batches(items, self.spec),
             replace(self.config.quantize, max_drop=self.config.max_drop),
-            labels=self._labels(items),
+            labels=label_indices(self.spec, self.dataset, items),
             pictures_sha256=hashlib.sha256("".join(item.sha256 for item in items).encode()).hexdigest(),
             reuse=self.config.calibration,
             measure=prover.measure,
@@ -266,8 +267,8 @@ class _Job:
                     path = self.folder / f"model.int8-{name}.onnx"
                     models[f"int8-{name}"] = write_int8(models["fp32"], calibration, name, path)
                 write_json(self.folder / "calibration.json", calibration.to_dict())
-                variants = prover.prove(list(models.items()))
-                targets = [variant.target for variant in self._losing(variants)]
+                variants = prover.prove(models)
+                targets = [variant.target for variant in self._losing(variants) if variant.precision == "int8"]
                 for name in targets:
                     more = calibrator.spare_more(calibration, name)
                     if more is None:
@@ -276,29 +277,21 @@ class _Job:
                 if not targets:
                     return variants, calibration
 
-    def _labels(self, items: Sequence[Item]) -> list[int] | None:
-        """Returns the items' classes as the model counts them, or None where it does not know them."""
-        index = {label: number for number, label in enumerate(self.spec.labels)}
-        classes = [self.dataset.classes[item.label] for item in items]
-        return [index[name] for name in classes] if all(name in index for name in classes) else None
-
     def _losing(self, variants: Sequence[Variant]) -> list[Variant]:
-        """Returns the INT8 variants that lose more than allowed."""
-        drops = [(v, v.metrics["top1_drop"]) for v in variants if v.precision == "int8" and self.gated]
+        """Returns the variants that lose more than allowed; none where nothing is gated."""
+        drops = [(variant, variant.metrics["top1_drop"]) for variant in variants if self.gated]
         return [v for v, drop in drops if drop is not None and is_too_much(drop, self.config.max_drop)]
 
     def _gate(self, variants: Sequence[Variant]) -> None:
-        for variant in variants if self.gated else ():
-            drop = variant.metrics["top1_drop"]
-            if drop is not None and is_too_much(drop, self.config.max_drop):
-                remedy = "leave it out by --no-fp16"
-                if variant.precision == "int8":
-                    remedy = "try another --method, more --calib-images, --keep-fp16 for sensitive layers"
-                raise GateError(
-                    f"{variant.name} loses {drop * 100:.2f} points of top-1 on {len(self._val())} pictures, "
-                    f"allowed are {self.config.max_drop * 100:g}; nothing was written: {remedy}, or allow more by "
-                    "--max-drop"
-                )
+        for variant in self._losing(variants):
+            remedy = "leave it out by --no-fp16"
+            if variant.precision == "int8":
+                remedy = "try another --method, more --calib-images, --keep-fp16 for sensitive layers"
+            raise GateError(
+                f"{variant.name} loses {(variant.metrics['top1_drop'] or 0) * 100:.2f} points of top-1 on "
+                f"{len(self._val())} pictures, allowed are {self.config.max_drop * 100:g}; nothing was written: "
+                f"{remedy}, or allow more by --max-drop"
+            )
 
 
 def _batches(items: Sequence[Item], spec: ModelSpec) -> Iterator[NDArray[np.uint8]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,6 +66,7 @@ class Prover:
         self._spec = spec
         self._dataset = dataset
         self._val = dataset.split("val")
+        self._labels = label_indices(spec, dataset, self._val)
         self._max_drop = max_drop
         self._seconds = seconds
         self._finite = finite
@@ -74,19 +75,17 @@ class Prover:
         self._fidelity: dict[str, Any] = {}
         self._timed: dict[str, float | None] = {}
 
-    def prove(self, models: Sequence[tuple[str, OnnxModel]]) -> list[Variant]:
-        """Returns a variant with its metrics for each graph, FP32 first.
+    def prove(self, models: Mapping[str, OnnxModel]) -> list[Variant]:
+        """Returns a variant with its metrics for each graph, ``fp32`` among them.
 
         Raises:
             GateError: One answers with NaN or infinity.
         """
-        plain = [_variant(name, model) for name, model in models]
+        plain = [_variant(name, model) for name, model in models.items()]
         logits = self._logits(plain)
-        labels = self._labels()
+        reference = logits[models["fp32"].sha256]
         ratio = self._latency_ratio(plain)
-        return [
-            self._judged(variant, logits[variant.sha256], logits[plain[0].sha256], labels, ratio) for variant in plain
-        ]
+        return [self._judged(variant, logits[variant.sha256], reference, ratio.get(variant.name)) for variant in plain]
 
     def _logits(self, variants: Sequence[Variant]) -> dict[str, NDArray[np.float32]]:
         new = [variant for variant in variants if variant.sha256 not in self._answers]
@@ -100,24 +99,21 @@ class Prover:
         self._answers |= {variant.sha256: logits for variant, logits in zip(new, found, strict=True)}
         return self._answers
 
-    def _labels(self) -> NDArray[np.int64] | None:
-        return label_indices(open_bundle(self._folder), self._dataset, self._val)
-
     def _judged(
         self,
         variant: Variant,
         logits: NDArray[np.float32],
         reference: NDArray[np.float32],
-        labels: NDArray[np.int64] | None,
-        ratio: dict[str, float | None],
+        ratio: float | None,
     ) -> Variant:
         if self._finite and not np.isfinite(logits).all():
             raise GateError(f"{variant.name} answers with NaN or infinity, {_overflows(variant)}; nothing was written")
+        labels = self._labels
         metrics: dict[str, float | None] = dict(scores(logits, labels, reference))
         best = scores(reference, labels, None)["top1"]
         metrics["top1_drop"] = None if best is None or metrics["top1"] is None else best - metrics["top1"]
         metrics["sqnr_db"] = sqnr_db(logits, reference)
-        metrics["latency_ratio"] = ratio.get(variant.name)
+        metrics["latency_ratio"] = ratio
         if variant.name != "fp32":
             pictures = [_relative(item.path, self._dataset) for item in self._val]
             self._fidelity[variant.name] = fidelity_report(logits, reference, labels, self._spec.labels, pictures)
@@ -143,7 +139,7 @@ class Prover:
 
     def proof(self) -> dict[str, Any]:
         """Returns the manifest's proof of what was judged."""
-        labels = self._labels()
+        labels = self._labels
         proof: dict[str, Any] = {
             "dataset_digest": self._dataset.digest,
             "val_pictures": len(self._val),

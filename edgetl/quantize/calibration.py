@@ -19,7 +19,7 @@ __all__ = ["PROCEDURE", "Calibration", "Decisions", "Prepared", "Repairs", "deci
 
 FORMAT_VERSION = 2
 # Of the procedure: a change that gives other numbers for the same pictures gets another one.
-PROCEDURE = 2
+PROCEDURE = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Decisions:
         repairs: By target.
         spared: Layers left in float for their cost, by target.
         ranking: What each layer costs, the most expensive first; empty where nobody asked.
-        trials: What was tried: ``{"target", "what", "sqnr_db", "flip_rate"}`` each.
+        trials: What was tried: ``{"target", "what"}`` and the fields of `edgetl.quantize.judge.Score` each.
     """
 
     ranges: Mapping[str, Range]

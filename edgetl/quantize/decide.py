@@ -14,7 +14,7 @@ from edgetl.quantize.evidence import Evidence, Progress
 from edgetl.quantize.graph import Graph
 from edgetl.quantize.judge import Judge, Score
 from edgetl.quantize.observe import Observation
-from edgetl.quantize.placement import Placement, place
+from edgetl.quantize.placement import Placement
 from edgetl.quantize.rewrite import Range, quantize_graph
 from edgetl.quantize.sensitivity import LARGEST_SHARE, LayerCost, rank_layers, smallest_set
 from edgetl.quantize.targets import TARGETS, Target, target_named
@@ -59,7 +59,6 @@ class Decider:
     Args:
         evidence: Of the float graph.
         judge: Holds the reserved pictures.
-        keep_float: Patterns of what the user keeps in float.
         on_progress: Called with (stage, done, total).
         measure: Returns a graph's latency, in any unit, or None for a target that is not at hand.
     """
@@ -68,13 +67,11 @@ class Decider:
         self,
         evidence: Evidence,
         judge: Judge,
-        keep_float: Sequence[str],
         on_progress: Progress,
         measure: Measure | None = None,
     ) -> None:
         self._plain = evidence
         self._judge = judge
-        self._keep = tuple(keep_float)
         self._progress = on_progress
         self._main = target_named("tensorrt")
         self._measure = measure or (lambda target, model: None)
@@ -116,9 +113,11 @@ class Decider:
         ranges: Mapping[str, Range],
         target: Target,
         repairs: Repairs = _NO_REPAIR,
+        *,
+        briefly: bool = False,
     ) -> Score:
         model = self._built(evidence, placement, ranges, target, repairs)
-        score = self._judge.score(model)
+        score = self._judge.score(model, briefly=briefly)
         self._trials.append({"target": target.name, "what": what, **score.to_dict()})
         self._progress("trials", len(self._trials), 0)
         return score
@@ -131,24 +130,24 @@ class Decider:
     def _best_side(self, target: Target) -> tuple[Evidence, float]:
         """Returns the graph as it is or equalized, whichever INT8 hurts less after its biases are corrected."""
         other = self._plain.equalized(EQUALIZE)
-        if other is None:
+        if other is self._plain:
             return self._plain, 0.0
         scores = []
         for what, evidence in (("as it is", self._plain), ("equalized", other)):
             methods = dict.fromkeys(evidence.observations, DEFAULT_METHOD)
             ranges = untried(evidence.graph, evidence.observations, methods).ranges
-            placement = place(evidence.graph, target, self._keep)
+            placement = evidence.place(target)
             scores.append(self._score(what, evidence, placement, ranges, target, Repairs(True, "analytic")))
         return (other, EQUALIZE) if scores[1].sqnr_db > scores[0].sqnr_db + _EARNS_DB else (self._plain, 0.0)
 
     def _methods(self, evidence: Evidence, target: Target) -> dict[str, str]:
         """Returns the best threshold method for each group of tensors, weights left in float meanwhile."""
-        whole = place(evidence.graph, target, self._keep)
+        whole = evidence.place(target)
         alone = Placement(whole.edges, (), whole.results, whole.spared)
 
         def score(what: str, methods: Mapping[str, str]) -> Score:
             ranges = untried(evidence.graph, evidence.observations, methods).ranges
-            return self._score(f"thresholds: {what}", evidence, alone, ranges, target)
+            return self._score(f"thresholds: {what}", evidence, alone, ranges, target, briefly=True)
 
         everywhere = {m: score(m, dict.fromkeys(evidence.observations, m)) for m in METHODS}
         first = max(METHODS, key=lambda method: everywhere[method].sqnr_db)
@@ -165,7 +164,7 @@ class Decider:
     def _repairs(
         self, evidence: Evidence, ranges: Mapping[str, Range], target: Target, candidates: Iterable[Repairs]
     ) -> Repairs:
-        placement = place(evidence.graph, target, self._keep)
+        placement = evidence.place(target)
         chosen = Repairs()
         best = self._score("no repair", evidence, placement, ranges, target)
         for repairs in candidates:
@@ -177,56 +176,50 @@ class Decider:
 
     def _spared(self, evidence: Evidence, decisions: Decisions, max_drop: float) -> Decisions:
         """Spares the smallest set for each target, and ranks the layers if one is not good enough as it is."""
-        good_enough: dict[str, tuple[str, ...]] = {}
+        found: dict[str, tuple[tuple[str, ...], bool]] = {}
         spared: dict[str, tuple[str, ...]] = {}
         for target in TARGETS:
             twin = self._twin(evidence, target)
             if twin is not None:
-                good_enough[target.name] = good_enough[twin.name]
+                found[target.name] = found[twin.name]
             else:
-                good_enough[target.name] = self._smallest_set(target, evidence, decisions, max_drop)
-            spared[target.name] = self._faster(target, evidence, decisions, good_enough[target.name], max_drop)
+                found[target.name] = self._smallest_set(target, evidence, decisions, max_drop)
+            names, is_optional = found[target.name]
+            is_dropped = names and is_optional and self._is_slower(target, evidence, decisions, names)
+            spared[target.name] = () if is_dropped else names
         return replace(decisions, spared=spared, ranking=tuple(self._ranked))
 
     def _smallest_set(
         self, target: Target, evidence: Evidence, decisions: Decisions, max_drop: float
-    ) -> tuple[str, ...]:
+    ) -> tuple[tuple[str, ...], bool]:
+        """Returns the set, and whether the accuracy would hold without it."""
+        scores: dict[tuple[str, ...], Score] = {}
+
         def evaluate(names: Sequence[str]) -> Score:
-            placement = place(evidence.graph, target, self._keep, names)
             what = f"{len(names)} layers in float" if names else "everything in INT8"
-            return self._score(what, evidence, placement, decisions.ranges, target, decisions.repairs[target.name])
+            placement, repairs = evidence.place(target, names), decisions.repairs[target.name]
+            score = self._score(what, evidence, placement, decisions.ranges, target, repairs)
+            scores[tuple(names)] = score
+            return score
 
-        return smallest_set(lambda: self._ranking(evidence, decisions), evaluate, max_drop)
+        names = smallest_set(lambda: self._ranking(evidence, decisions), evaluate, max_drop)
+        return names, scores[()].may_drop(max_drop)
 
-    def _faster(
-        self, target: Target, evidence: Evidence, decisions: Decisions, names: tuple[str, ...], max_drop: float
-    ) -> tuple[str, ...]:
-        """Returns the set, or none of it where that keeps the accuracy too and was measured faster."""
-        if not names:
-            return names
-        whole, mixed = (
-            self._built(
-                evidence,
-                place(evidence.graph, target, self._keep, spared),
-                decisions.ranges,
-                target,
-                decisions.repairs[target.name],
-            )
-            for spared in ((), names)
-        )
-        if not self._judge.score(whole).may_drop(max_drop):
-            return names
-        before = self._measure(target.name, whole)
-        if before is None:
-            return names
-        after = self._measure(target.name, mixed)
-        return () if after is not None and before <= after else names
+    def _is_slower(self, target: Target, evidence: Evidence, decisions: Decisions, names: tuple[str, ...]) -> bool:
+        """Tells whether the graph with some layers in float was measured no faster than that with none."""
+
+        def measured(spared: tuple[str, ...]) -> float | None:
+            placement, repairs = evidence.place(target, spared), decisions.repairs[target.name]
+            return self._measure(target.name, self._built(evidence, placement, decisions.ranges, target, repairs))
+
+        whole = measured(())
+        mixed = None if whole is None else measured(names)
+        return whole is not None and mixed is not None and whole <= mixed
 
     def _twin(self, evidence: Evidence, target: Target) -> Target | None:
         """Returns an earlier target whose graph answers alike: int8 and uint8 of equal placement differ in offset."""
-        placement = place(evidence.graph, target, self._keep)
         for earlier in TARGETS[: TARGETS.index(target)]:
-            if earlier.symmetric == target.symmetric and place(evidence.graph, earlier, self._keep) == placement:
+            if earlier.symmetric == target.symmetric and evidence.place(earlier) == evidence.place(target):
                 return earlier
         return None
 
@@ -237,7 +230,7 @@ class Decider:
             layers = evidence.layers(decisions.ranges, target, decisions.repairs[target.name])
             self._ranked = rank_layers(
                 evidence.graph,
-                place(evidence.graph, target, self._keep),
+                evidence.place(target),
                 lambda placement: quantize_graph(evidence.graph, placement, decisions.ranges, target, layers),
                 self._judge,
                 lambda done, total: self._progress("layer by layer", done, total),
@@ -246,11 +239,8 @@ class Decider:
 
     def spare_more(self, decisions: Decisions, target: Target) -> Decisions | None:
         """Returns the decisions with twice as many layers in float, or None where that were half of the network."""
-        evidence = self._plain
-        if decisions.equalize:
-            evidence = evidence.equalized(decisions.equalize) or evidence
         self._ranked = self._ranked or list(decisions.ranking)
-        ranking = self._ranking(evidence, decisions)
+        ranking = self._ranking(self._plain.equalized(decisions.equalize), decisions)
         count = max(1, 2 * len(decisions.spared.get(target.name, ())))
         if count > len(ranking) or sum(cost.share for cost in ranking[:count]) > LARGEST_SHARE:
             return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from edgetl.quantize.graph import Graph
 from edgetl.quantize.moments import Moments, geometry_of, input_moments
 from edgetl.quantize.observe import Observation, observe
 from edgetl.quantize.pictures import Pictures
-from edgetl.quantize.placement import place
+from edgetl.quantize.placement import Placement, place
 from edgetl.quantize.repair import corrected_biases, rounded_layers
 from edgetl.quantize.rewrite import QuantizedLayer, Range
 from edgetl.quantize.shifts import input_shifts
@@ -43,7 +43,7 @@ class Evidence:
         graph: FP32.
         pictures: All of them; the last ones are reserved.
         keep_float: Patterns of what stays in float.
-        on_progress: Called with (stage, done, total).
+        on_progress: Called with (stage, done, total); a total of 0 is unknown.
         derived: Gives the moments where they follow from another graph's.
     """
 
@@ -60,19 +60,41 @@ class Evidence:
         self._pictures = pictures
         self._keep = tuple(keep_float)
         self._progress = on_progress
-        self._learned = pictures.count - judged_of(pictures.count)
+        self._placed: dict[tuple[str, tuple[str, ...]], Placement] = {}
+        self._equalized: dict[float, Evidence] = {}
         self._rounded: dict[bool, Mapping[str, QuantizedLayer]] = {}
         self._repaired: dict[tuple[str, Repairs], tuple[Mapping[str, Range], Mapping[str, QuantizedLayer]]] = {}
 
+    def place(self, target: Target, spared: Iterable[str] = ()) -> Placement:
+        """Returns where a target's quantizers go, the spared layers left out."""
+        key = (target.name, tuple(spared))
+        if key not in self._placed:
+            self._placed[key] = place(self.graph, target, self._keep, key[1])
+        return self._placed[key]
+
+    @property
+    def tensors(self) -> set[str]:
+        """The activations that any target quantizes."""
+        return {name for target in TARGETS for name in self.place(target).tensors(self.graph)}
+
+    @property
+    def _learned(self) -> int:
+        return self._pictures.count - judged_of(self._pictures.count)
+
     @cached_property
     def observations(self) -> dict[str, Observation]:
-        """What each tensor that any target quantizes looks like."""
-        names: set[str] = set()
-        for target in TARGETS:
-            names |= place(self.graph, target, self._keep).tensors(self.graph)
-        batches = self._pictures.batches(0, self._learned)
+        """What the tensors look like."""
+        return self.observed_in(self._pictures.batches(0, self._learned), self._learned)
+
+    def observed_in(self, batches: Iterable[NDArray[np.uint8]], total: int = 0) -> dict[str, Observation]:
+        """Returns what the tensors look like in some pictures.
+
+        Args:
+            batches: uint8 (N, H, W, C).
+            total: How many pictures there are, 0 where nobody knows.
+        """
         return observe(
-            self.graph.model, names, batches, on_progress=lambda done: self._progress("ranges", done, self._learned)
+            self.graph.model, self.tensors, batches, on_progress=lambda done: self._progress("ranges", done, total)
         )
 
     @cached_property
@@ -80,7 +102,7 @@ class Evidence:
         """First and second moments of the input of each layer that any target quantizes."""
         if self._derived is not None:
             return self._derived()
-        weighted = {name for target in TARGETS for name, _ in place(self.graph, target, self._keep).weights}
+        weighted = {name for target in TARGETS for name, _ in self.place(target).weights}
         nodes = [n for n in self.graph.nodes if n.name in weighted and geometry_of(self.graph, n) is not None]
         count = min(self._learned, _MOMENT_PICTURES)
         self._progress("second moments", 0, count)
@@ -111,16 +133,20 @@ class Evidence:
         return corrected_biases(self.graph, rounded, self.moments, shifts)
 
     def _shifts(self, ranges: Mapping[str, Range], target: Target) -> dict[str, NDArray[np.float64]]:
-        tensors = place(self.graph, target, self._keep).tensors(self.graph)
+        tensors = self.place(target).tensors(self.graph)
         batches = self._pictures.batches(0, min(self._learned, _SHIFT_PICTURES))
         return input_shifts(self.graph, {name: ranges[name] for name in tensors}, target, batches)
 
-    @cache  # noqa: B019  (lives as long as the calibration does)
-    def equalized(self, strength: float) -> Evidence | None:
-        """Returns the same for the graph with equalized channels, or None where there is nothing to equalize.
+    def equalized(self, strength: float) -> Evidence:
+        """Returns the same for the graph with equalized channels, or this where there is nothing to equalize.
 
         Behind a Clip, channels are raised half as far: the other half is room for pictures that nobody has seen.
         """
+        if strength not in self._equalized:
+            self._equalized[strength] = self._equalize(strength) if strength else self
+        return self._equalized[strength]
+
+    def _equalize(self, strength: float) -> Evidence:
         groups = channel_groups(self.graph)
         factors: dict[int, NDArray[np.float64]] = {}
         for index, group in enumerate(groups):
@@ -131,7 +157,7 @@ class Evidence:
             if np.ptp(raised) > 0:
                 factors[index] = raised
         if not factors:
-            return None
+            return self
         taken = {name: factors[i] for i, group in enumerate(groups) if i in factors for name in group.tensors}
         inputs = {node.name: node.input[0] for node in self.graph.nodes if node.input}
 

@@ -20,7 +20,7 @@ _BATCH = 8
 
 
 class Pictures:
-    """Preprocessed pictures in an unnamed temporary file, which the first reading fills.
+    """Preprocessed pictures in an unnamed temporary file, which the first reading of them fills.
 
     Memory holds one batch. What goes beyond the file's limit is still passed on by the first reading, and unknown to
     later ones.
@@ -35,7 +35,6 @@ class Pictures:
         self._limit = limit
         self._file = tempfile.TemporaryFile(prefix="edgetl-pictures-")  # noqa: SIM115  (closed by close)
         self._shape: tuple[int, ...] | None = None
-        self._drained = False
         self.seen = 0
         self.count = 0
 
@@ -51,23 +50,12 @@ class Pictures:
         """Deletes the file."""
         self._file.close()
 
-    def fill(self) -> int:
-        """Reads the source to its end.
-
-        Returns:
-            How many pictures can be read again.
-        """
-        for _ in self.first():
-            pass
-        return self.count
-
     def first(self) -> Iterator[Batch]:
         """Passes the source on, once, and keeps what fits."""
         for batch in self._source:
             self._keep(batch)
             self.seen += len(batch)
             yield batch
-        self._drained = True
 
     def _keep(self, batch: Batch) -> None:
         self._shape = self._shape or batch.shape[1:]
@@ -79,9 +67,7 @@ class Pictures:
         self.count += len(kept)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """Reads pictures ``start`` to ``stop`` again, in batches of 8."""
-        if not self._drained:
-            self.fill()
+        """Reads pictures ``start`` to ``stop`` again, in batches of 8; `first` has been read to its end before."""
         stop = self.count if stop is None else min(stop, self.count)
         for first in range(start, stop, _BATCH):
             yield self._read(first, min(first + _BATCH, stop))

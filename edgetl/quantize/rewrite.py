@@ -123,6 +123,7 @@ class _Rewriter:
         self._target = target
         self._pairs: dict[str, list[onnx.NodeProto]] = {}
         self._dequantized_weights: dict[tuple[str, int], str] = {}
+        self._changed_biases: dict[str, NDArray[np.float64]] = {}
         self._weight_nodes: list[onnx.NodeProto] = []
         self._initializers: list[onnx.TensorProto] = []
         self._taken = {name for node in graph.nodes for name in [node.name, *node.input, *node.output]}
@@ -142,8 +143,8 @@ class _Rewriter:
                     node.input[index] = self._weight(original, name)
                 elif key in edges or name in results:
                     node.input[index] = self._activation(name)
-            if (original.name, 1) in weights:
-                self._correct_bias(original, node)
+            if original.name in self._changed_biases:
+                self._correct_bias(node, self._changed_biases[original.name])
             is_cut = original.op_type == "HardSwish" and original.input[0] in self._cut
             ordered += self._hard_swish(original.input[0], node) if is_cut else [node]
         return self._assemble(ordered)
@@ -217,12 +218,14 @@ class _Rewriter:
         axis = weight_axis(node)
         key = (name, axis)
         if key not in self._dequantized_weights:
-            values, scale = self._parameters(node, name, axis)
+            layer = self._layer(node, name, axis)
+            if layer.bias_change is not None:
+                self._changed_biases[node.name] = layer.bias_change
             base = self._base(f"{name}_axis{axis}")
             inputs = [
-                self._constant(f"{base}_int8", values),
-                self._constant(f"{base}_scale", scale),
-                self._constant(f"{base}_zero", np.zeros(len(scale), np.int8)),
+                self._constant(f"{base}_int8", layer.values),
+                self._constant(f"{base}_scale", layer.scale),
+                self._constant(f"{base}_zero", np.zeros(len(layer.scale), np.int8)),
             ]
             self._weight_nodes.append(
                 helper.make_node("DequantizeLinear", inputs, [f"{base}_dq"], name=f"dq_{base}", axis=axis)
@@ -230,39 +233,34 @@ class _Rewriter:
             self._dequantized_weights[key] = f"{base}_dq"
         return self._dequantized_weights[key]
 
-    def _layer(self, node: onnx.NodeProto) -> QuantizedLayer | None:
-        """Returns what was prepared for a layer, unless its bias would overflow at that scale."""
-        layer, smallest = self._layers.get(node.name), self._smallest_scales(node)
-        return None if layer is None or (smallest is not None and (layer.scale < smallest).any()) else layer
+    def _layer(self, node: onnx.NodeProto, name: str, axis: int) -> QuantizedLayer:
+        """Returns what was prepared for a layer, or the nearest integers where its bias would overflow or nothing was.
 
-    def _parameters(self, node: onnx.NodeProto, name: str, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        layer = self._layer(node)
-        if layer is not None:
-            return layer.values, layer.scale
+        Integer kernels hold a bias as int32, at the scale of the weight times that of the activation.
+        """
+        smallest = None
+        if self._target.outputs and node.input[0] in self._ranges:
+            activation, _ = self._activation_parameters(node.input[0])
+            smallest = np.abs(self._bias(node)) / (float(activation) * _BIAS_LIMIT)
+        layer = self._layers.get(node.name)
+        if layer is not None and (smallest is None or (layer.scale >= smallest).all()):
+            return layer
         weight = self._graph.constant(name).astype(np.float32)
         try:
-            return weight_parameters(weight, axis, self._smallest_scales(node))
+            return QuantizedLayer(*weight_parameters(weight, axis, smallest))
         except QuantizationError as error:
             raise QuantizationError(f'weight "{name}": {error}') from None
 
-    def _correct_bias(self, original: onnx.NodeProto, node: onnx.NodeProto) -> None:
-        """Gives a layer a bias of its own that holds the change."""
-        layer = self._layer(original)
-        if layer is None or layer.bias_change is None:
-            return
-        old = node.input[2] if len(node.input) > 2 else ""
-        values = self._graph.constant(old).astype(np.float64) if old else np.zeros(len(layer.scale))
-        del node.input[2:]
-        name = f"{self._base(f'{node.name}_bias')}_corrected"
-        node.input.append(self._constant(name, (values.ravel() + layer.bias_change).astype(np.float32)))
-
-    def _smallest_scales(self, node: onnx.NodeProto) -> NDArray[np.float64] | None:
-        """Returns the scales below which a bias would overflow: integer kernels hold it as int32 at this scale."""
+    def _bias(self, node: onnx.NodeProto) -> NDArray[np.float64]:
+        """Returns a layer's bias before any change, 0 where it has none or one that is no constant."""
         bias = node.input[2] if len(node.input) > 2 else ""
-        if not self._target.outputs or not self._graph.is_constant(bias) or node.input[0] not in self._ranges:
-            return None
-        activation, _ = self._activation_parameters(node.input[0])
-        return np.abs(self._graph.constant(bias).astype(np.float64)).ravel() / (float(activation) * _BIAS_LIMIT)
+        return self._graph.constant(bias).astype(np.float64).ravel() if self._graph.is_constant(bias) else np.zeros(1)
+
+    def _correct_bias(self, node: onnx.NodeProto, change: NDArray[np.float64]) -> None:
+        """Gives a layer a bias of its own that holds the change."""
+        corrected = (self._bias(node) + change).astype(np.float32)
+        del node.input[2:]
+        node.input.append(self._constant(f"{self._base(f'{node.name}_bias')}_corrected", corrected))
 
     def _constant(self, name: str, values: NDArray[np.generic]) -> str:
         self._initializers.append(numpy_helper.from_array(values, name))

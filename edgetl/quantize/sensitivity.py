@@ -71,7 +71,7 @@ def rank_layers(
     found = []
     for number, (name, index) in enumerate(placement.weights):
         edges = tuple(edge for edge in placement.edges if edge[0] == name)
-        score = judge.score(build(Placement(edges, ((name, index),), (), ())))
+        score = judge.score(build(Placement(edges, ((name, index),), (), ())), briefly=True)
         share = multiply_adds(graph, nodes[name]) / total
         found.append(LayerCost(name, score.sqnr_db, score.flip_rate, share))
         on_progress(number + 1, len(placement.weights))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -11,16 +11,15 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edgetl.artifacts import OnnxModel, sha256_of
 from edgetl.errors import InputError, QuantizationError
 from edgetl.quantize.calibration import PROCEDURE, Calibration, Decisions, Prepared, decisions_from_file
 from edgetl.quantize.decide import DEFAULT_METHOD, Decider, Measure, untried
-from edgetl.quantize.evidence import Evidence, judged_of
+from edgetl.quantize.evidence import Evidence, Progress, judged_of
 from edgetl.quantize.graph import Graph, load_onnx, save_onnx
 from edgetl.quantize.judge import Judge
-from edgetl.quantize.observe import observe
 from edgetl.quantize.pictures import Pictures
 from edgetl.quantize.placement import names_of, place
 from edgetl.quantize.precision import fp16_from_fp32
@@ -31,7 +30,6 @@ from edgetl.quantize.thresholds import METHODS
 __all__ = ["Calibrator", "QuantizeConfig", "calibrate", "write_fp16", "write_int8"]
 
 Batches = Iterable[NDArray[np.uint8]]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -94,27 +92,28 @@ class Calibrator:
         batches: Batches,
         config: QuantizeConfig,
         *,
-        labels: Sequence[int] | None = None,
+        labels: ArrayLike | None = None,
         pictures_sha256: str = "",
         reuse: Path | None = None,
         measure: Measure | None = None,
         on_progress: Progress | None = None,
     ) -> None:
-        self._graph = Graph(load_onnx(float_model.path))
+        graph = Graph(load_onnx(float_model.path))
         self._spec = float_model.spec
         self._config = config
         self._measure = measure
         self._tell = on_progress or (lambda stage, done, total: None)
-        _check_patterns(self._graph, config.keep_fp16)
-        self._names = {n for t in TARGETS for n in place(self._graph, t, config.keep_fp16).tensors(self._graph)}
-        if not self._names:
-            raise QuantizationError(
-                f"{float_model.path.name}: has no layer that INT8 would help; export it without --int8"
-            )
+        _check_patterns(graph, config.keep_fp16)
         self._keyed_by = _keyed_by(float_model, config, pictures_sha256)
         self._taken_over = None if reuse is None else decisions_from_file(reuse, self._keyed_by)
         self._labels = None if labels is None else np.asarray(labels, np.int64)
         self._pictures = Pictures(batches, limit=0) if self._is_one_pass else Pictures(batches)
+        self._evidence = Evidence(graph, self._pictures, config.keep_fp16, self._tell)
+        if not self._evidence.tensors:
+            self._pictures.close()
+            raise QuantizationError(
+                f"{float_model.path.name}: has no layer that INT8 would help; export it without --int8"
+            )
 
     def __enter__(self) -> Calibrator:
         return self
@@ -139,14 +138,9 @@ class Calibrator:
         return self._calibration(self._taken_over or self._decided())
 
     def _in_one_pass(self) -> Calibration:
-        batches = self._pictures.first()
-        seen = observe(self._graph.model, self._names, batches, on_progress=lambda done: self._tell("ranges", done, 0))
-        decisions = untried(self._graph, seen, dict.fromkeys(seen, self._config.method))
-        return Calibration(self._keyed_by, self._pictures.seen, 0, decisions, Prepared(self._graph, {}))
-
-    @cached_property
-    def _evidence(self) -> Evidence:
-        return Evidence(self._graph, self._pictures, self._config.keep_fp16, self._tell)
+        graph, seen = self._evidence.graph, self._evidence.observed_in(self._pictures.first())
+        decisions = untried(graph, seen, dict.fromkeys(seen, self._config.method))
+        return Calibration(self._keyed_by, self._pictures.seen, 0, decisions, Prepared(graph, {}))
 
     @cached_property
     def _decider(self) -> Decider | None:
@@ -155,8 +149,8 @@ class Calibrator:
             return None
         learned = self._pictures.count - judged
         labels = None if self._labels is None else self._labels[learned : self._pictures.count]
-        judge = Judge(self._graph.model, self._spec, lambda: self._pictures.batches(learned), labels)
-        return Decider(self._evidence, judge, self._config.keep_fp16, self._tell, self._measure)
+        judge = Judge(self._evidence.graph.model, self._spec, lambda: self._pictures.batches(learned), labels)
+        return Decider(self._evidence, judge, self._tell, self._measure)
 
     def _decided(self) -> Decisions:
         config = self._config
@@ -165,12 +159,10 @@ class Calibrator:
             return self._decider.decide(config.method, repair=config.repair, max_drop=max_drop)
         method = DEFAULT_METHOD if config.method == "auto" else config.method
         seen = self._evidence.observations
-        return untried(self._graph, seen, dict.fromkeys(seen, method))
+        return untried(self._evidence.graph, seen, dict.fromkeys(seen, method))
 
     def _calibration(self, decisions: Decisions) -> Calibration:
-        evidence = self._evidence
-        if decisions.equalize:
-            evidence = evidence.equalized(decisions.equalize) or evidence
+        evidence = self._evidence.equalized(decisions.equalize)
         repairs = decisions.repairs
         layers = {t.name: evidence.layers(decisions.ranges, t, repairs[t.name]) for t in TARGETS if t.name in repairs}
         judged = judged_of(self._pictures.count)

@@ -6,16 +6,14 @@ Every method chooses a threshold on the magnitude; values beyond it saturate.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.quantize.observe import BINS, Observation
 
-__all__ = ["METHODS", "Method", "range_of"]
+__all__ = ["METHODS", "range_of"]
 
-Method = Literal["max", "percentile", "mse", "entropy"]
 Floats = NDArray[np.float64]
 
 _LEVELS = 128

@@ -28,16 +28,11 @@ def test_what_was_passed_on_can_be_read_again_and_again():
 def test_two_readers_do_not_disturb_each_other():
     values, source = batches()
     with Pictures(source) as pictures:
+        list(pictures.first())
         one, other = pictures.batches(), pictures.batches(8)
         assert np.array_equal(next(one), values[:8])
         assert np.array_equal(next(other), values[8:16])
         assert np.array_equal(next(one), values[8:16])
-
-
-def test_reading_again_fills_first():
-    values, source = batches()
-    with Pictures(source) as pictures:
-        assert np.array_equal(np.concatenate(list(pictures.batches())), values)
 
 
 def test_the_file_has_a_limit_and_the_first_reading_has_none():
@@ -59,7 +54,7 @@ def test_pictures_of_two_shapes_are_refused():
         pytest.raises(QuantizationError, match=r"differ in shape: \(4, 4, 3\) after \(5, 4, 3\)"),
         Pictures([*source, *other]) as pictures,
     ):
-        pictures.fill()
+        list(pictures.first())
 
 
 def test_nothing_is_left_on_the_disk(tmp_path, monkeypatch):
@@ -68,5 +63,5 @@ def test_nothing_is_left_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     _, source = batches()
     with Pictures(source) as pictures:
-        pictures.fill()
+        list(pictures.first())
         assert list(tmp_path.iterdir()) == []  # unnamed even while it is open
