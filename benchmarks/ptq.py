@@ -163,7 +163,7 @@ def quality_rows(bench: Bench, name: str) -> list[dict[str, Any]]:
         }
         if side == "edgetl default":
             row["int8_share"] = min(part["int8_share"] for part in decided)
-            row["spared"] = [part["spared"].get("tensorrt", []) for part in decided]
+            row["spared"] = [part["decisions"]["spared"].get("tensorrt", []) for part in decided]
         rows.append(row)
     return rows
 
@@ -226,7 +226,7 @@ def x86_rows(bench: Bench) -> list[dict[str, Any]]:
         for side in list(sides)[1:]:
             row[f"{side}_agreement"] = 1 - flip_rate(logits[side], logits["fp32"])
             row[f"{side}_sqnr_db"] = sqnr_db(logits[side], logits["fp32"])
-        row["spared"] = len(json.loads((folder / "calibration.json").read_text())["spared"].get("x86", ()))
+        row["spared"] = len(json.loads((folder / "calibration.json").read_text())["decisions"]["spared"].get("x86", ()))
         rows.append(row)
     return rows
 

@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from edgetl.artifacts import OnnxModel, sha256_of, write_json
 from edgetl.dataset import calibration_sample, open_dataset
 from edgetl.preprocess import preprocess
-from edgetl.quantize import QuantizeConfig, calibrate, write_int8
+from edgetl.quantize import TARGETS, Graph, QuantizeConfig, calibrate, load_onnx, place, write_int8
+from edgetl.quantize.sensitivity import multiply_adds
 from edgetl.runtime.ort import OrtSession
 from edgetl.spec import ModelSpec, PreprocessSpec
 
@@ -194,14 +195,21 @@ def forms(path: str, source: str, folder: str) -> None:
 
     calibration = calibrate(model, stored(source), QuantizeConfig(), labels=labels, measure=measure)
     decisions = calibration.decisions
-    shares = {cost.layer: cost.share for cost in decisions.ranking}
     out = Path(folder)
     for target in ("tensorrt", "x86"):
         write_int8(model, calibration, target, out / f"{target}.onnx")
-    int8_share = 1 - sum(shares[name] for name in decisions.spared.get("tensorrt", ()))
-    write_json(out / "calibration.json", {**calibration.to_dict(), "int8_share": int8_share})
+    write_json(out / "calibration.json", {**calibration.to_dict(), "int8_share": int8_share(model, decisions.spared)})
     whole = replace(calibration, decisions=replace(decisions, spared={}))
     write_int8(model, whole, "tensorrt", out / "tensorrt.whole.onnx")
+
+
+def int8_share(model: OnnxModel, spared: Mapping[str, Sequence[str]]) -> float:
+    """Returns the share of all multiply-adds that the TensorRT form leaves to INT8, the last layer's counted too."""
+    graph = Graph(load_onnx(model.path))
+    placement = place(graph, TARGETS[0], spared=spared.get("tensorrt", ()))
+    layers = [*placement.weights, *(name for name, _ in placement.spared)]
+    macs = {name: multiply_adds(graph, graph.node(name)) for name in layers}
+    return sum(macs[name] for name in placement.weights) / sum(macs.values())
 
 
 def over_fp32(model: OnnxModel, candidate: onnx.ModelProto) -> float:

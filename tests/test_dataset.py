@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -498,9 +499,32 @@ def test_calibration_is_deterministic_and_does_not_know_the_order(count):
     assert calibration_sample(shuffled, count) == sample
 
 
-def test_calibration_sample_grows_at_its_end():
+def test_a_larger_calibration_sample_holds_the_smaller():
     given = items(40, 30)
-    assert calibration_sample(given, 20) == calibration_sample(given, 50)[:20]
+    assert set(calibration_sample(given, 20)) < set(calibration_sample(given, 50))
+
+
+def test_any_part_of_a_calibration_sample_is_one_of_all_its_classes():
+    """The last quarter judges what the others taught: it must not be what was left of the largest class."""
+    sample = calibration_sample(items(1000, 40, 40), 300)
+    assert Counter(i.label for i in sample) == {0: 220, 1: 40, 2: 40}
+    judged = Counter(i.label for i in sample[-64:])
+    assert 38 <= judged[0] <= 56
+    assert min(judged[1], judged[2]) >= 3
+
+
+def test_calibration_of_more_classes_than_pictures_takes_them_from_everywhere():
+    sample = calibration_sample(items(*[5] * 200), 50)
+    labels = {i.label for i in sample}
+    assert len(labels) == 50
+    assert min(labels) < 40
+    assert max(labels) > 160
+
+
+def test_calibration_takes_equal_pictures_once():
+    given = items(10, 10)
+    twice = [*given, *(replace(item, path=Path(f"copy-{item.path}")) for item in given)]
+    assert len({i.sha256 for i in calibration_sample(twice, 100)}) == len(calibration_sample(twice, 100)) == 20
 
 
 def test_calibration_does_not_take_the_first_files():

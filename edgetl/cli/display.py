@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Display:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[text]}"),
                 console=self._errors,
@@ -69,13 +69,13 @@ class Display:
         self._tasks.clear()
 
     def progress(self, stage: str, done: int, total: int, text: str = "") -> None:
-        """Moves a bar, or without a terminal says a line now and then."""
+        """Moves a bar, or without a terminal says a line now and then; a total of 0 is unknown."""
         if self._progress is None:
             self._plain(stage, done, total, text)
             return
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=total, text=text)
-        self._progress.update(self._tasks[stage], completed=done, total=total, text=text)
+            self._tasks[stage] = self._progress.add_task(stage, total=total or None, text=text)
+        self._progress.update(self._tasks[stage], completed=done, total=total or None, text=text)
 
     def _plain(self, stage: str, done: int, total: int, text: str) -> None:
         now = time.monotonic()
@@ -83,7 +83,8 @@ class Display:
             self._told[stage] = now
         elif now - self._told[stage] > _PLAIN_EVERY_S:
             self._told[stage] = now
-            print(f"{stage}: {done}/{total} {text}".rstrip(), file=sys.stderr, flush=True)
+            of_total = f"/{total}" if total else ""
+            print(f"{stage}: {done}{of_total} {text}".rstrip(), file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
         """Says a line."""

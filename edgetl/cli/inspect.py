@@ -64,13 +64,17 @@ def _bundle(display: Any, path: Path, layers: bool) -> dict[str, Any]:
 def _layers(display: Any, bundle: Any) -> list[dict[str, Any]]:
     import json
 
-    from edgetl.quantize import Graph, load_onnx
+    from edgetl.quantize import TARGETS, Graph, load_onnx, place
 
     graph = Graph(load_onnx(bundle.root / bundle.variant("fp32").file))
-    record = bundle.root / "calibration.json"
-    decided: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    costs = {cost["layer"]: cost for cost in decided.get("layers", ())}
-    spared = decided.get("spared", {})
+    path = bundle.root / "calibration.json"
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    decisions = record.get("decisions", {"layers": (), "spared": {}})
+    costs = {cost["layer"]: cost for cost in decisions["layers"]}
+    in_float = {
+        t.name: dict(place(graph, t, record["keyed_by"]["keep_fp16"], decisions["spared"].get(t.name, ())).spared)
+        for t in (TARGETS if record else ())
+    }
     found = [
         {
             "name": node.name,
@@ -79,7 +83,7 @@ def _layers(display: Any, bundle: Any) -> list[dict[str, Any]]:
             "shape": list(graph.shape(node.input[1]) or ()),
             "alone_db": costs.get(node.name, {}).get("sqnr_db"),
             "multiply_adds": costs.get(node.name, {}).get("share"),
-            "float_for_its_cost": [target for target, names in spared.items() if node.name in names],
+            "in_float": {target: layers[node.name] for target, layers in in_float.items() if node.name in layers},
         }
         for node in graph.nodes
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and graph.is_constant(node.input[1])
@@ -92,15 +96,25 @@ def _layers(display: Any, bundle: Any) -> list[dict[str, Any]]:
             "x".join(map(str, f["shape"])),
             "" if f["alone_db"] is None else f"{f['alone_db']:.1f}",
             "" if f["multiply_adds"] is None else f"{f['multiply_adds']:.1%}",
-            ", ".join(f["float_for_its_cost"]),
+            _reasons(f["in_float"], len(in_float)),
         )
         for f in found
     ]
-    columns = ("name", "op", "weight", "shape", "dB if alone in INT8", "multiply-adds", "kept in float")
+    columns = ("name", "op", "weight", "shape", "dB if alone in INT8", "multiply-adds", "in float, for")
     display.table("layers", columns, rows, text=3)
-    if record.exists() and not costs:
-        display.note("no layer had to stay in float, so none was tried alone")
+    if record and not costs:
+        display.note("no layer was tried alone: none had to stay in float for its cost, or --no-mixed let none")
     return found
+
+
+def _reasons(in_float: dict[str, str], targets: int) -> str:
+    """Returns why a layer stays in float, and on which targets if not on all."""
+    reasons: dict[str, list[str]] = {}
+    for target, reason in in_float.items():
+        reasons.setdefault(reason, []).append(target)
+    return "; ".join(
+        reason if len(names) == targets else f"{reason} ({', '.join(names)})" for reason, names in reasons.items()
+    )
 
 
 def _preprocess_line(p: Any) -> str:

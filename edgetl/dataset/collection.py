@@ -129,15 +129,23 @@ def calibration_sample(items: Sequence[Item], count: int) -> tuple[Item, ...]:
     """Picks pictures for calibration: equally from each class, by content hash, so the choice is stable.
 
     Args:
-        items: Where to pick from (the training split).
+        items: Where to pick from (the training split); of equal pictures one is taken.
         count: How many; all are taken where there are fewer.
+
+    Returns:
+        The pictures in an order that has nothing to do with their classes: any part of them is a sample of the whole.
     """
     by_class: dict[int, list[Item]] = defaultdict(list)
-    for item in sorted(items, key=lambda i: _salted(i.sha256, "calibration")):
+    for item in sorted({i.sha256: i for i in items}.values(), key=_calibration_order):
         by_class[item.label].append(item)
     rounds = max((len(v) for v in by_class.values()), default=0)
-    ordered = [by_class[label][r] for r in range(rounds) for label in sorted(by_class) if r < len(by_class[label])]
-    return tuple(ordered[:count])
+    turns = [sorted((v[r] for v in by_class.values() if r < len(v)), key=_calibration_order) for r in range(rounds)]
+    taken = [item for turn in turns for item in turn][:count]
+    return tuple(sorted(taken, key=lambda item: _salted(item.sha256, "calibration order")))
+
+
+def _calibration_order(item: Item) -> str:
+    return _salted(item.sha256, "calibration")
 
 
 def _items(kept: Iterable[tuple[Found, Look]], classes: Sequence[str], val_fraction: float) -> list[Item]:

@@ -24,7 +24,17 @@ from edgetl.export.onnx import check_agreement, onnx_from_module
 from edgetl.export.proof import Prover, Reporter, is_too_much
 from edgetl.finetune import open_run
 from edgetl.preprocess import preprocess
-from edgetl.quantize import TARGETS, Calibration, Calibrator, QuantizeConfig, write_fp16, write_int8
+from edgetl.quantize import (
+    TARGETS,
+    Calibration,
+    Calibrator,
+    Graph,
+    QuantizeConfig,
+    known_patterns,
+    load_onnx,
+    write_fp16,
+    write_int8,
+)
 from edgetl.spec import ModelSpec
 
 __all__ = [
@@ -106,6 +116,7 @@ def export_original(
 
     It is there to be compared with, so a loss of accuracy is stated and no error. It is judged on the data where
     the data's classes are among its labels; what a linear probe on its frozen features reaches is stated beside.
+    It is calibrated for itself, whatever calibration.json the config names.
 
     Raises:
         ExportError: The run's weights brought no head of their own.
@@ -113,7 +124,7 @@ def export_original(
     check_original(run, out, force=force)
     network, spec = load_network(run / "source.safetensors")
     with new_folder(out, force=force) as folder:
-        job = _Job(folder, spec, dataset, config, reporter, gated=False)
+        job = _Job(folder, spec, dataset, replace(config, calibration=None), reporter, gated=False)
         graph = job.from_module(network, "")
         job.finish(graph, {"kind": "original"}, extra={"probe_top1": _probe(graph, dataset, reporter)})
     return open_bundle(out)
@@ -250,15 +261,19 @@ class _Job:
         Which layers those are, pictures of ``train`` have said; ``val`` only says how many.
         """
         items = self._calibration()
+        quantize = replace(self.config.quantize, max_drop=self.config.max_drop)
+        if not self.gated:  # the original: what the network in question keeps in float need not be there
+            graph = Graph(load_onnx(models["fp32"].path))
+            quantize = replace(quantize, keep_fp16=known_patterns(graph, quantize.keep_fp16))
         with Calibrator(
             models["fp32"],
             _batches(items, self.spec),
-            replace(self.config.quantize, max_drop=self.config.max_drop),
+            quantize,
             labels=label_indices(self.spec, self.dataset, items),
             pictures_sha256=hashlib.sha256("".join(item.sha256 for item in items).encode()).hexdigest(),
             reuse=self.config.calibration,
             measure=prover.measure,
-            on_progress=lambda stage, done, total: self.reporter.progress(f"INT8: {stage}", done, total or len(items)),
+            on_progress=lambda stage, done, total: self.reporter.progress(f"INT8: {stage}", done, total),
         ) as calibrator:
             calibration = calibrator.calibrate()
             targets = [target.name for target in TARGETS]

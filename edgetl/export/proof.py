@@ -114,6 +114,8 @@ class Prover:
         metrics["top1_drop"] = None if best is None or metrics["top1"] is None else best - metrics["top1"]
         metrics["sqnr_db"] = sqnr_db(logits, reference)
         metrics["latency_ratio"] = ratio
+        if not np.isfinite(logits).all():
+            return replace(variant, recommended=False, reason="answers with NaN or infinity", metrics=metrics)
         if variant.name != "fp32":
             pictures = [_relative(item.path, self._dataset) for item in self._val]
             self._fidelity[variant.name] = fidelity_report(logits, reference, labels, self._spec.labels, pictures)
@@ -179,8 +181,9 @@ def is_too_much(drop: float, max_drop: float) -> bool:
 
 def _relative(path: Path, dataset: Dataset) -> str:
     """Returns a picture's path inside its data set, or its name: a bundle holds no path of somebody's machine."""
+    root = Path(dataset.root).resolve()
     try:
-        return path.resolve().relative_to(Path(dataset.root).resolve()).as_posix()
+        return path.resolve().relative_to(root.parent if root.is_file() else root).as_posix()
     except ValueError:
         return path.name
 
@@ -188,7 +191,9 @@ def _relative(path: Path, dataset: Dataset) -> str:
 def _overflows(variant: Variant) -> str:
     if variant.precision == "fp16":
         return "its values leave the range of FP16: leave it out by --no-fp16"
-    return "train again at a lower rate" if variant.precision == "fp32" else "calibrate by another --method"
+    if variant.precision == "int8":
+        return "calibrate by another --method, or leave INT8 out: its float layers are FP16 on TensorRT"
+    return "train again at a lower rate"
 
 
 def _variant(name: str, model: OnnxModel) -> Variant:

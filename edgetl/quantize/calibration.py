@@ -17,7 +17,7 @@ from edgetl.quantize.sensitivity import LayerCost
 
 __all__ = ["PROCEDURE", "Calibration", "Decisions", "Prepared", "Repairs", "decisions_from_file"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Of the procedure: a change that gives other numbers for the same pictures gets another one.
 PROCEDURE = 3
 
@@ -127,19 +127,20 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form, which `decisions_from_file` reads."""
+        decisions = self.decisions.to_dict()
         return {
             "format_version": FORMAT_VERSION,
-            "key": _key_of(self.keyed_by),
+            "key": _digest(self.keyed_by),
             "keyed_by": dict(self.keyed_by),
             "pictures": self.pictures,
             "judged": self.judged,
-            **self.decisions.to_dict(),
+            "decisions_sha256": _digest(decisions),
+            "decisions": decisions,
         }
 
 
-def _key_of(keyed_by: Mapping[str, Any]) -> str:
-    """Returns the sha256 of what a calibration depends on."""
-    return hashlib.sha256(canonical_json(dict(keyed_by))).hexdigest()
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(dict(content))).hexdigest()
 
 
 def decisions_from_file(path: Path, keyed_by: Mapping[str, Any]) -> Decisions:
@@ -156,10 +157,12 @@ def decisions_from_file(path: Path, keyed_by: Mapping[str, Any]) -> Decisions:
             )
         made_from = dict(data["keyed_by"])
         differs = [name for name in keyed_by if made_from.get(name) != keyed_by[name]]
-        if differs or _key_of(made_from) != data["key"]:
+        if differs or _digest(made_from) != data["key"]:
             what = ", ".join(differs) or "its own key"
             raise QuantizationError(f"{path}: belongs to something else ({what} differs); calibrate again without it")
-        return Decisions.from_dict(data)
+        if _digest(data["decisions"]) != data["decisions_sha256"]:
+            raise QuantizationError(f"{path}: was changed by hand; calibrate again without it")
+        return Decisions.from_dict(data["decisions"])
     except OSError as error:
         raise QuantizationError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:

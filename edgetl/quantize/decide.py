@@ -16,7 +16,7 @@ from edgetl.quantize.judge import Judge, Score
 from edgetl.quantize.observe import Observation
 from edgetl.quantize.placement import Placement
 from edgetl.quantize.rewrite import Range, quantize_graph
-from edgetl.quantize.sensitivity import LARGEST_SHARE, LayerCost, rank_layers, smallest_set
+from edgetl.quantize.sensitivity import LARGEST_SHARE, LayerCost, affordable, rank_layers, smallest_set
 from edgetl.quantize.targets import TARGETS, Target, target_named
 from edgetl.quantize.thresholds import METHODS, range_of
 
@@ -28,6 +28,7 @@ DEFAULT_METHOD = "mse"
 EQUALIZE = 0.5
 _GATES = frozenset({"HardSigmoid", "Sigmoid"})  # bounded, and what multiplies a whole channel must not be cut
 _NO_REPAIR = Repairs()
+_BATCHES = 4  # of the reserved pictures, for comparing thresholds
 _REPAIRS = (
     Repairs(False, "analytic"),
     Repairs(True, "none"),
@@ -113,11 +114,10 @@ class Decider:
         ranges: Mapping[str, Range],
         target: Target,
         repairs: Repairs = _NO_REPAIR,
-        *,
-        briefly: bool = False,
+        batches: int | None = None,
     ) -> Score:
         model = self._built(evidence, placement, ranges, target, repairs)
-        score = self._judge.score(model, briefly=briefly)
+        score = self._judge.score(model, batches)
         self._trials.append({"target": target.name, "what": what, **score.to_dict()})
         self._progress("trials", len(self._trials), 0)
         return score
@@ -147,7 +147,7 @@ class Decider:
 
         def score(what: str, methods: Mapping[str, str]) -> Score:
             ranges = untried(evidence.graph, evidence.observations, methods).ranges
-            return self._score(f"thresholds: {what}", evidence, alone, ranges, target, briefly=True)
+            return self._score(f"thresholds: {what}", evidence, alone, ranges, target, batches=_BATCHES)
 
         everywhere = {m: score(m, dict.fromkeys(evidence.observations, m)) for m in METHODS}
         first = max(METHODS, key=lambda method: everywhere[method].sqnr_db)
@@ -238,13 +238,14 @@ class Decider:
         return self._ranked
 
     def spare_more(self, decisions: Decisions, target: Target) -> Decisions | None:
-        """Returns the decisions with twice as many layers in float, or None where that were half of the network."""
+        """Returns the decisions with twice as many layers in float, or None where half of the network is already."""
         self._ranked = self._ranked or list(decisions.ranking)
         ranking = self._ranking(self._plain.equalized(decisions.equalize), decisions)
-        count = max(1, 2 * len(decisions.spared.get(target.name, ())))
-        if count > len(ranking) or sum(cost.share for cost in ranking[:count]) > LARGEST_SHARE:
+        now = decisions.spared.get(target.name, ())
+        more = affordable(ranking, LARGEST_SHARE)[: max(1, 2 * len(now))]
+        if len(more) <= len(now):
             return None
-        spared = {**decisions.spared, target.name: tuple(cost.layer for cost in ranking[:count])}
+        spared = {**decisions.spared, target.name: tuple(cost.layer for cost in more)}
         return replace(decisions, spared=spared, ranking=tuple(ranking))
 
 

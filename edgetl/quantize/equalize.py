@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgetl.quantize.graph import Graph
+from edgetl.quantize.graph import Graph, attribute
 
 __all__ = ["Group", "channel_groups", "equalized", "factors_of"]
 
@@ -127,7 +127,6 @@ def equalized(graph: Graph, groups: Mapping[int, Floats], found: list[Group]) ->
         groups: Factors (C,) by index into ``found``.
         found: Of `channel_groups`.
     """
-    nodes = {node.name: node for node in graph.nodes}
     changed: dict[str, NDArray[np.float64]] = {}
 
     def values(name: str) -> NDArray[np.float64]:
@@ -135,14 +134,14 @@ def equalized(graph: Graph, groups: Mapping[int, Floats], found: list[Group]) ->
 
     for index, factors in groups.items():
         for name in found[index].producers:
-            node = nodes[name]
+            node = graph.node(name)
             weight = values(node.input[1])
             weight *= factors.reshape(-1, *[1] * (weight.ndim - 1))
             if len(node.input) > 2 and node.input[2]:
                 bias = values(node.input[2])
                 bias *= factors
         for name in found[index].consumers:
-            _divide(graph, nodes[name], values(nodes[name].input[1]), factors)
+            _divide(graph.node(name), values(graph.node(name).input[1]), factors)
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     for tensor in model.graph.initializer:
@@ -151,12 +150,11 @@ def equalized(graph: Graph, groups: Mapping[int, Floats], found: list[Group]) ->
     return model
 
 
-def _divide(graph: Graph, node: onnx.NodeProto, weight: NDArray[np.float64], factors: Floats) -> None:
+def _divide(node: onnx.NodeProto, weight: NDArray[np.float64], factors: Floats) -> None:
     if node.op_type == "Gemm":
-        transposed = any(a.name == "transB" and a.i for a in node.attribute)
-        weight /= factors if transposed else factors[:, None]
+        weight /= factors if attribute(node, "transB", 0) else factors[:, None]
         return
-    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    groups = attribute(node, "group", 1)
     per_group = weight.shape[1]
     taken = factors.reshape(groups, 1, per_group)  # group g takes channels g * per_group and on
     weight.reshape(groups, -1, per_group, *weight.shape[2:])[...] /= taken[..., None, None]

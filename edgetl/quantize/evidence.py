@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgetl.quantize.calibration import Repairs
 from edgetl.quantize.equalize import channel_groups, equalized, factors_of
 from edgetl.quantize.graph import Graph
-from edgetl.quantize.moments import Moments, geometry_of, input_moments
+from edgetl.quantize.moments import Moments, ScaledMoments, geometry_of, input_moments
 from edgetl.quantize.observe import Observation, observe
 from edgetl.quantize.pictures import Pictures
 from edgetl.quantize.placement import Placement, place
@@ -44,7 +44,7 @@ class Evidence:
         pictures: All of them; the last ones are reserved.
         keep_float: Patterns of what stays in float.
         on_progress: Called with (stage, done, total); a total of 0 is unknown.
-        derived: Gives the moments where they follow from another graph's.
+        moments: Gives the layers' moments where they follow from another graph's.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Evidence:
         pictures: Pictures,
         keep_float: Sequence[str],
         on_progress: Progress,
-        derived: Callable[[], dict[str, Moments]] | None = None,
+        moments: Callable[[], Mapping[str, Moments]] | None = None,
     ) -> None:
         self.graph = graph
-        self._derived = derived
+        self._derived = moments
         self._pictures = pictures
         self._keep = tuple(keep_float)
         self._progress = on_progress
@@ -98,11 +98,11 @@ class Evidence:
         )
 
     @cached_property
-    def moments(self) -> dict[str, Moments]:
+    def moments(self) -> Mapping[str, Moments]:
         """First and second moments of the input of each layer that any target quantizes."""
         if self._derived is not None:
             return self._derived()
-        weighted = {name for target in TARGETS for name, _ in self.place(target).weights}
+        weighted = {name for target in TARGETS for name in self.place(target).weights}
         nodes = [n for n in self.graph.nodes if n.name in weighted and geometry_of(self.graph, n) is not None]
         count = min(self._learned, _MOMENT_PICTURES)
         self._progress("second moments", 0, count)
@@ -158,14 +158,7 @@ class Evidence:
                 factors[index] = raised
         if not factors:
             return self
-        taken = {name: factors[i] for i, group in enumerate(groups) if i in factors for name in group.tensors}
-        inputs = {node.name: node.input[0] for node in self.graph.nodes if node.input}
-
-        def derived() -> dict[str, Moments]:
-            return {
-                name: found.scaled(taken[inputs[name]]) if inputs[name] in taken else found
-                for name, found in self.moments.items()
-            }
-
         model = Graph(equalized(self.graph, factors, groups))
-        return Evidence(model, self._pictures, self._keep, self._progress, derived)
+        of_tensor = {name: factors[i] for i, group in enumerate(groups) if i in factors for name in group.tensors}
+        of_node = {n.name: of_tensor[n.input[0]] for n in self.graph.nodes if n.input and n.input[0] in of_tensor}
+        return Evidence(model, self._pictures, self._keep, self._progress, lambda: ScaledMoments(self.moments, of_node))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
 from edgetl.artifacts import write_bytes
 from edgetl.errors import QuantizationError
 
-__all__ = ["Graph", "load_onnx", "save_onnx"]
+__all__ = ["Graph", "attribute", "load_onnx", "save_onnx"]
 
 _LARGEST = 2**31 - 1
 
@@ -43,12 +44,17 @@ class Graph:
             for index, name in enumerate(node.input):
                 self.consumers[name].append((node, index))
         self.outputs = [value.name for value in model.graph.output]
+        self._nodes: dict[str, onnx.NodeProto] = {node.name: node for node in model.graph.node}
         self._shapes, self._types = _infer(model)
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
         """Nodes in execution order."""
         return list(self.model.graph.node)
+
+    def node(self, name: str) -> onnx.NodeProto:
+        """Returns the node of a name."""
+        return self._nodes[name]
 
     def is_constant(self, name: str) -> bool:
         """Tells whether a tensor is an initializer."""
@@ -83,6 +89,11 @@ def _infer(model: onnx.ModelProto) -> tuple[dict[str, tuple[int, ...]], dict[str
             shapes[value.name] = tuple(d.dim_value for d in tensor.shape.dim)
     shapes |= {t.name: tuple(t.dims) for t in model.graph.initializer}
     return shapes, types
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Returns a node's attribute, or a default where it is not given."""
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:

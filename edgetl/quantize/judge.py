@@ -18,7 +18,6 @@ from edgetl.spec import ModelSpec
 __all__ = ["Judge", "Score"]
 
 _Z = 1.645
-_BRIEF = 4
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,14 @@ class Judge:
         self._threads = threads
         self._reference = self._answers(model)
 
-    def score(self, model: onnx.ModelProto, *, briefly: bool = False) -> Score:
+    def score(self, model: onnx.ModelProto, batches: int | None = None) -> Score:
         """Returns how far a graph is from the reference.
 
         Args:
             model: To judge.
-            briefly: Look at 4 batches only, which is enough to order candidates by the noise of their logits.
+            batches: How many to look at, None for all; few are enough to order candidates by the noise of their logits.
         """
-        answers = self._answers(model, _BRIEF if briefly else None)
+        answers = self._answers(model, batches)
         reference = self._reference[: len(answers)]
         now, before = answers.argmax(axis=1), reference.argmax(axis=1)
         lost, won = now != before, np.zeros(len(now), bool)

@@ -6,23 +6,23 @@ vector that a matrix multiplies. Positions are drawn at random, so the rows are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
-from edgetl.quantize.graph import Graph
+from edgetl.quantize.graph import Graph, attribute
 from edgetl.quantize.probing import Probed
 
-__all__ = ["Geometry", "Moments", "geometry_of", "input_moments"]
+__all__ = ["Geometry", "Moments", "ScaledMoments", "geometry_of", "input_moments"]
 
 Floats = NDArray[np.float64]
 
 _POSITIONS = 64
 _LARGEST_BYTES = 512 << 20
+_MOST_TAPS = 6144  # a third of a gigabyte; a layer of more is rounded plainly
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,12 @@ class Geometry:
 
 
 def geometry_of(graph: Graph, node: onnx.NodeProto) -> Geometry | None:
-    """Returns a layer's geometry, or None for what is rounded plainly (transposed and 1-D convolutions)."""
+    """Returns a layer's geometry, or None for what is rounded plainly: transposed, 1-D and scaled ones."""
     shape = graph.shape(node.input[1]) or ()
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "Conv" and len(shape) == 4 and attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b""):
-        groups = int(attributes.get("group", 1))
-        strides, dilations = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
-        pads = attributes.get("pads", [0, 0, 0, 0])
+    if node.op_type == "Conv" and len(shape) == 4 and attribute(node, "auto_pad", b"NOTSET") in (b"NOTSET", b""):
+        groups = int(attribute(node, "group", 1))
+        strides, dilations = attribute(node, "strides", [1, 1]), attribute(node, "dilations", [1, 1])
+        pads = attribute(node, "pads", [0, 0, 0, 0])
         return Geometry(
             groups,
             shape[0] // groups,
@@ -78,8 +77,9 @@ def geometry_of(graph: Graph, node: onnx.NodeProto) -> Geometry | None:
             (pads[0], pads[1], pads[2], pads[3]),
             (dilations[0], dilations[1]),
         )
-    if node.op_type == "Gemm" and len(shape) == 2 and not attributes.get("transA"):
-        transposed = not attributes.get("transB")
+    is_scaled = any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    if node.op_type == "Gemm" and len(shape) == 2 and not is_scaled and not attribute(node, "transA", 0):
+        transposed = not attribute(node, "transB", 0)
         return Geometry(1, shape[1 if transposed else 0], shape[0 if transposed else 1], transposed=transposed)
     if node.op_type == "MatMul" and len(shape) == 2:
         return Geometry(1, shape[1], shape[0], transposed=True)
@@ -90,24 +90,13 @@ class Moments:
     """Of a layer's input.
 
     Attributes:
-        second: (groups, taps, taps), the mean of x x^T, not centred.
+        second: (groups, taps, taps), the mean of x x^T, not centred; None where that were too large.
         first: (groups, taps), the mean of x.
     """
 
-    def __init__(self, second: Floats, first: Floats) -> None:
+    def __init__(self, second: NDArray[np.floating] | None, first: Floats) -> None:
         self.second = second
         self.first = first
-
-    @classmethod
-    def of(cls, geometry: Geometry) -> Moments:
-        """Returns the sums that `add` fills."""
-        groups, taps = geometry.groups, geometry.taps
-        return cls(np.zeros((groups, taps, taps)), np.zeros((groups, taps)))
-
-    def add(self, rows: NDArray[np.float32]) -> None:
-        """Adds (groups, N, taps) to sums."""
-        self.second += np.matmul(rows.transpose(0, 2, 1), rows)
-        self.first += rows.sum(axis=1)
 
     def scaled(self, factors: Floats) -> Moments:
         """Returns the moments of the input with each channel multiplied.
@@ -117,7 +106,53 @@ class Moments:
         """
         groups, taps = self.first.shape
         each = np.repeat(factors.reshape(groups, -1), taps * groups // factors.size, axis=1)
-        return Moments(self.second * each[:, :, None] * each[:, None, :], self.first * each)
+        second = None if self.second is None else self.second * each[:, :, None] * each[:, None, :]
+        return Moments(second, self.first * each)
+
+
+class ScaledMoments(Mapping[str, Moments]):
+    """The moments of an equalized network's layers, computed when they are asked for.
+
+    Args:
+        moments: Of the network before, by node name.
+        factors: Of the inputs that changed, (channels,) by node name.
+    """
+
+    def __init__(self, moments: Mapping[str, Moments], factors: Mapping[str, Floats]) -> None:
+        self._moments = moments
+        self._factors = factors
+
+    def __getitem__(self, name: str) -> Moments:
+        found = self._moments[name]
+        return found.scaled(self._factors[name]) if name in self._factors else found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._moments)
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+
+class _Sums:
+    """What `Moments` are the mean of."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        groups, taps = geometry.groups, geometry.taps
+        self._second = np.zeros((groups, taps, taps)) if taps <= _MOST_TAPS else None
+        self._first = np.zeros((groups, taps))
+        self._count = 0
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        """Adds (groups, N, taps)."""
+        if self._second is not None:
+            self._second += np.matmul(rows.transpose(0, 2, 1), rows)
+        self._first += rows.sum(axis=1)
+        self._count += rows.shape[1]
+
+    def mean(self) -> Moments:
+        """Returns the moments; single precision is plenty for what is kept."""
+        second = None if self._second is None else (self._second / self._count).astype(np.float32)
+        return Moments(second, self._first / self._count)
 
 
 def input_moments(
@@ -153,7 +188,7 @@ def _portions(
         geometry = shapes[node.name]
         if geometry is None:
             continue
-        needed = 8 * geometry.groups * geometry.taps**2
+        needed = 8 * geometry.groups * geometry.taps**2 if geometry.taps <= _MOST_TAPS else 0
         if part and size + needed > _LARGEST_BYTES:
             yield part
             part, size = [], 0
@@ -171,8 +206,7 @@ def _observe(
 ) -> dict[str, Moments]:
     names = sorted({node.input[0] for node, _ in layers})
     probed = Probed(model, names, threads=threads)
-    sums = {node.name: Moments.of(geometry) for node, geometry in layers}
-    seen = dict.fromkeys(sums, 0)
+    sums = {node.name: _Sums(geometry) for node, geometry in layers}
     random = np.random.default_rng(0)
     for batch in batches:
         rows: dict[str, list[NDArray[np.float32]]] = {name: [] for name in sums}
@@ -181,10 +215,8 @@ def _observe(
             for node, geometry in layers:
                 rows[node.name].append(_rows(values[node.input[0]], geometry, random))
         for name, parts in rows.items():
-            together = np.concatenate(parts, axis=1)
-            sums[name].add(together)
-            seen[name] += together.shape[1]
-    return {name: Moments(found.second / seen[name], found.first / seen[name]) for name, found in sums.items()}
+            sums[name].add(np.concatenate(parts, axis=1))
+    return {name: found.mean() for name, found in sums.items()}
 
 
 def _rows(values: NDArray[np.float32], geometry: Geometry, random: np.random.Generator) -> NDArray[np.float32]:

@@ -1,9 +1,9 @@
 """What activations look like: exact extremes and a histogram of magnitudes per tensor, in bounded memory.
 
-Samples and extremes are taken by pooling nodes inside the graph, so whole activations never reach Python:
-a MaxPool of 1 x 1 with a stride is a sample on a fixed grid, a GlobalMaxPool of the tensor (and of its
-negative) gives the extremes. Measured on 62 tensors of MobileNetV2: 1.8 times the forward pass alone, where
-copying whole tensors costs 20 times.
+Samples and extremes are taken by pooling nodes inside the graph, so whole activations never reach Python: a
+MaxPool of 1 x 1 with a stride is a sample on a grid (as a Slice is, but in ONNX Runtime's blocked layout), a
+GlobalMaxPool of the tensor (and of its negative) gives the extremes. What that costs stands in
+benchmarks/README.md; copying whole tensors costs 20 times the forward pass.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _LARGEST = float(np.finfo(np.float32).max)  # what pooling makes of a map that h
 _SAMPLED_PICTURES = 128  # the first ones; extremes are taken from all
 _SAMPLED = 8192  # values of one map: a grid of points, over all its channels
 _LARGEST_SIDE = 14
+_SMALL_SIDE = 8
 _TOGETHER = 2  # pictures in one run: probed tensors live long, and more at once is no faster
 
 
@@ -201,9 +202,10 @@ class _Probe:
     def _pool(self, number: int, shape: tuple[int, ...]) -> list[str]:
         base = f"edgetl_probe_{number}"
         points = min(_LARGEST_SIDE, max(2, round((_SAMPLED / max(1, shape[1])) ** 0.5)))
-        stride = [max(1, side // points) for side in shape[2:]]
+        # Odd, for what was upsampled repeats after two or four; small maps whole, for their borders are not alike.
+        strides = [1 if side <= _SMALL_SIDE else side // points | 1 for side in shape[2:]]
         self.sample = f"{base}_sample"
-        self._node("MaxPool", self.name, self.sample, kernel_shape=[1, 1], strides=stride)
+        self._node("MaxPool", self.name, self.sample, kernel_shape=[1, 1], strides=strides)
         self._node("GlobalMaxPool", self.name, f"{base}_high")
         outputs = [self.sample, f"{base}_high"]
         if self._signed:

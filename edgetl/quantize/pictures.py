@@ -63,7 +63,14 @@ class Pictures:
             raise QuantizationError(f"calibration pictures differ in shape: {batch.shape[1:]} after {self._shape}")
         room = max(0, self._limit // int(np.prod(self._shape)) - self.count)
         kept = np.ascontiguousarray(batch[:room])
-        self._file.write(kept.data)
+        try:
+            self._file.write(kept.data)
+            self._file.flush()
+        except OSError as error:
+            raise QuantizationError(
+                f"{tempfile.gettempdir()}: no room for {self._limit >> 20} MiB of calibration pictures "
+                f"({error.strerror}); free some, give fewer --calib-images, or set TMPDIR to another folder"
+            ) from None
         self.count += len(kept)
 
     def batches(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:

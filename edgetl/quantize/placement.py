@@ -9,11 +9,12 @@ from fnmatch import fnmatchcase
 
 import onnx
 
-from edgetl.quantize.graph import Graph
+from edgetl.quantize.graph import Graph, attribute
 from edgetl.quantize.targets import Target
 
 __all__ = ["Placement", "names_of", "place", "weight_axis"]
 
+_COSTLY, _KEPT = "too sensitive", "kept by request"
 _ACTIVATIONS = frozenset({"Relu", "Clip"})
 _TAIL = frozenset({"Flatten", "Reshape", "Squeeze", "Add", "Identity", "Softmax", "LogSoftmax"})
 
@@ -24,20 +25,19 @@ class Placement:
 
     Attributes:
         edges: (node name, input index) that take a quantized activation, in execution order.
-        weights: (node name, input index) of constant inputs to quantize for each output channel.
+        weights: Nodes whose second input, a constant, is quantized for each output channel.
         results: Tensors that are quantized for every taker, because integer kernels make them.
         spared: Weighted nodes left in float, with the reason.
     """
 
     edges: tuple[tuple[str, int], ...]
-    weights: tuple[tuple[str, int], ...]
+    weights: tuple[str, ...]
     results: tuple[str, ...]
     spared: tuple[tuple[str, str], ...]
 
     def tensors(self, graph: Graph) -> set[str]:
         """Returns the activations whose range must be known."""
-        nodes = {node.name: node for node in graph.nodes}
-        return {nodes[name].input[index] for name, index in self.edges} | set(self.results)
+        return {graph.node(name).input[index] for name, index in self.edges} | set(self.results)
 
 
 def place(graph: Graph, target: Target, keep_float: Sequence[str] = (), spared: Iterable[str] = ()) -> Placement:
@@ -50,29 +50,30 @@ def place(graph: Graph, target: Target, keep_float: Sequence[str] = (), spared: 
         spared: Names of layers to leave in float for their cost.
     """
     costly = set(spared)
-    kept = _kept_names(graph, keep_float) | costly
+    kept = _kept_names(graph, keep_float)
     edges: list[tuple[str, int]] = []
-    weights: list[tuple[str, int]] = []
+    weights: list[str] = []
     results: list[str] = []
-    left: list[tuple[str, str]] = []
+    left: dict[str, str] = {}
     for node in graph.nodes:
         if node.op_type in target.weighted and _has_weight(graph, node):
-            reason = _spare(graph, node, target, kept, first=not weights)
+            reason = _COSTLY if node.name in costly else _spare(graph, node, target, kept, first=not weights)
             if reason:
-                left.append((node.name, "too sensitive" if node.name in costly else reason))
+                left[node.name] = reason
                 continue
             edges.append((node.name, 0))
-            weights.append((node.name, 1))
+            weights.append(node.name)
             if target.outputs:
                 results.append(_behind_activation(graph, node.output[0]))
         elif node.op_type == "Add" and target.residual_only and not kept.intersection(names_of(node)):
             edges += [(node.name, index) for index in _residual_inputs(graph, node, target)]
     results = [name for name in results if name not in kept]
     if target.carried:
-        carried_edges, carried_results = _carry(graph, target, set(results), kept, {name for name, _ in left})
+        asked_for = {name for name, reason in left.items() if reason in (_COSTLY, _KEPT)}
+        carried_edges, carried_results = _carry(graph, target, set(results), kept, asked_for, set(left))
         edges += carried_edges
         results += carried_results
-    return Placement(tuple(edges), tuple(weights), tuple(dict.fromkeys(results)), tuple(left))
+    return Placement(tuple(edges), tuple(weights), tuple(dict.fromkeys(results)), tuple(left.items()))
 
 
 def weight_axis(node: onnx.NodeProto) -> int:
@@ -80,7 +81,7 @@ def weight_axis(node: onnx.NodeProto) -> int:
     if node.op_type == "ConvTranspose":
         return 1
     if node.op_type == "Gemm":
-        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+        return 0 if attribute(node, "transB", 0) else 1
     return 1 if node.op_type == "MatMul" else 0
 
 
@@ -111,13 +112,13 @@ def _is_matrix_or_kernel(node: onnx.NodeProto, rank: int) -> bool:
 
 def _spare(graph: Graph, node: onnx.NodeProto, target: Target, kept: set[str], *, first: bool) -> str:
     if kept.intersection(names_of(node)):
-        return "kept by request"
+        return _KEPT
     if _leads_to_output(graph, node.output[0]):
         return "last layer"
     shape = graph.shape(node.input[0])
-    if target.skip_one_by_one and node.op_type == "Conv" and shape is not None and shape[2:] == (1, 1):
-        return "1 x 1 map"
-    if node.op_type == "ConvTranspose" and _group(node) > 1:
+    if node.op_type == "Conv" and shape is not None and shape[2:] == (1, 1):
+        return "1 x 1 map"  # squeeze-excite: INT8 gains nothing
+    if node.op_type == "ConvTranspose" and attribute(node, "group", 1) > 1:
         return "grouped transposed convolution"
     if first and _is_thin(graph, node, target):
         return "too thin to begin with"
@@ -129,10 +130,6 @@ def _is_thin(graph: Graph, node: onnx.NodeProto, target: Target) -> bool:
     if node.op_type != "Conv" or _behind_activation(graph, node.output[0]) != node.output[0]:
         return False
     return math.prod((graph.shape(node.input[1]) or ())[1:]) < target.first_depth
-
-
-def _group(node: onnx.NodeProto) -> int:
-    return next((a.i for a in node.attribute if a.name == "group"), 1)
 
 
 def _leads_to_output(graph: Graph, name: str) -> bool:
@@ -172,20 +169,20 @@ def _is_fed(graph: Graph, node: onnx.NodeProto, target: Target, known: set[str])
 
 
 def _carry(
-    graph: Graph, target: Target, quantized: set[str], kept: set[str], left: set[str]
+    graph: Graph, target: Target, quantized: set[str], kept: set[str], asked_for: set[str], left: set[str]
 ) -> tuple[list[tuple[str, int]], list[str]]:
     """Spreads quantization through ops that have integer kernels and stand between quantized tensors."""
     edges: list[tuple[str, int]] = []
     results: list[str] = []
     known = set(quantized)
     for node in graph.nodes:
-        if node.op_type not in target.carried or any(graph.is_constant(name) for name in node.input):
+        if node.op_type not in target.carried or any(graph.is_constant(n) or graph.shape(n) == () for n in node.input):
             continue
         if not _is_fed(graph, node, target, known) or not graph.is_float(node.output[0]):
             continue
         result = _behind_activation(graph, node.output[0])
         takers = {taker.name for taker, _ in graph.consumers.get(result, ())}
-        if kept.intersection(names_of(node)) or (kept.intersection(takers) and takers <= left):
+        if kept.intersection(names_of(node)) or (asked_for.intersection(takers) and takers <= left):
             continue  # a layer that is spared wants its input whole
         edges += [(node.name, index) for index in range(len(node.input))]
         if result not in kept:

@@ -43,9 +43,10 @@ def rounded_layers(
             continue
         weight = graph.constant(node.input[1]).astype(np.float32)
         values, scale = weight_parameters(weight, weight_axis(node))
-        if compensate:
+        second = moments[node.name].second if compensate else None
+        if second is not None:
             scales = scale.astype(np.float64).reshape(geometry.groups, geometry.outputs)
-            rows = round_rows(geometry.rows_of(weight), scales, moments[node.name].second)
+            rows = round_rows(geometry.rows_of(weight), scales, second.astype(np.float64))
             values = np.ascontiguousarray(geometry.weight_of(rows, weight)).astype(np.int8)
         found[node.name] = QuantizedLayer(values, scale)
     return found

@@ -138,10 +138,9 @@ class _Rewriter:
             node = onnx.NodeProto()
             node.CopyFrom(original)
             for index, name in enumerate(original.input):
-                key = (original.name, index)
-                if key in weights:
+                if index == 1 and original.name in weights:
                     node.input[index] = self._weight(original, name)
-                elif key in edges or name in results:
+                elif (original.name, index) in edges or name in results:
                     node.input[index] = self._activation(name)
             if original.name in self._changed_biases:
                 self._correct_bias(node, self._changed_biases[original.name])

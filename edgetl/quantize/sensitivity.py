@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 
 from edgetl.quantize.graph import Graph
 from edgetl.quantize.judge import Judge, Score
 from edgetl.quantize.placement import Placement
 
-__all__ = ["ENOUGH_DB", "LARGEST_SHARE", "LayerCost", "multiply_adds", "rank_layers", "smallest_set"]
+__all__ = ["ENOUGH_DB", "LARGEST_SHARE", "LayerCost", "affordable", "multiply_adds", "rank_layers", "smallest_set"]
 
 # Logits this far from FP32's: on the networks of docs/decisions/0007, 98 % and more of the decisions stay.
 ENOUGH_DB = 22.0
 _SHARE_FOR_DB = 0.15
+_BATCHES = 2  # of the reserved pictures: a layer's noise on 16 pictures orders it among the others
 LARGEST_SHARE = 0.5
 
 
@@ -44,10 +45,10 @@ class LayerCost:
 
 def multiply_adds(graph: Graph, node: onnx.NodeProto) -> int:
     """Returns the multiplications of a layer for one picture, 0 where a shape is unknown."""
-    weight, made = graph.shape(node.input[1]) or (0,), graph.shape(node.output[0]) or ()
-    if node.op_type == "ConvTranspose":
-        made = graph.shape(node.input[0]) or ()
-    return int(np.prod(weight)) * int(np.prod(made[2:]) if len(made) > 2 else 1)
+    weight = graph.shape(node.input[1]) or (0,)
+    made = graph.shape(node.input[0] if node.op_type == "ConvTranspose" else node.output[0]) or ()
+    positions = made[1:-1] if node.op_type in ("Gemm", "MatMul") else made[2:]
+    return math.prod(weight) * math.prod(positions)
 
 
 def rank_layers(
@@ -61,18 +62,18 @@ def rank_layers(
 
     Args:
         graph: FP32.
-        placement: Of everything.
+        placement: Of everything that is quantized.
         build: Returns the graph with the quantizers of a placement.
         judge: Compares.
         on_progress: Called with (layers done, layers).
     """
-    nodes = {node.name: node for node in graph.nodes}
-    total = max(1, sum(multiply_adds(graph, nodes[name]) for name, _ in placement.weights))
+    weighted = [*placement.weights, *(name for name, _ in placement.spared)]
+    total = max(1, sum(multiply_adds(graph, graph.node(name)) for name in weighted))
     found = []
-    for number, (name, index) in enumerate(placement.weights):
+    for number, name in enumerate(placement.weights):
         edges = tuple(edge for edge in placement.edges if edge[0] == name)
-        score = judge.score(build(Placement(edges, ((name, index),), (), ())), briefly=True)
-        share = multiply_adds(graph, nodes[name]) / total
+        score = judge.score(build(Placement(edges, (name,), (), ())), _BATCHES)
+        share = multiply_adds(graph, graph.node(name)) / total
         found.append(LayerCost(name, score.sqnr_db, score.flip_rate, share))
         on_progress(number + 1, len(placement.weights))
     return sorted(found, key=lambda cost: cost.sqnr_db)
@@ -84,37 +85,46 @@ def smallest_set(
     """Returns the fewest of the most expensive layers whose sparing meets the goal.
 
     Noises nearly add up, so the ranking foretells how many are needed; the graph itself decides. Logits within
-    `ENOUGH_DB` are worth 15 % of the multiply-adds, an accuracy within ``max_drop`` half of them; where that is not
-    enough, the best set is returned.
+    `ENOUGH_DB` are worth 15 % of the multiply-adds, an accuracy within ``max_drop`` half of them; a layer that is
+    too large for that is passed over. Where it is not enough, the best set is returned.
 
     Args:
         ranked: Gives the result of `rank_layers`; not asked where nothing need be spared.
         evaluate: Scores the graph with the named layers in float.
         max_drop: Largest loss of accuracy, a fraction.
     """
-    whole = evaluate(())
-    tried, count = {0: whole}, 0
-    while not (tried[count].may_drop(max_drop) and tried[count].sqnr_db >= ENOUGH_DB):
-        ranking = ranked()
-        allowed = _SHARE_FOR_DB if tried[count].may_drop(max_drop) else LARGEST_SHARE
-        following = min(_next(ranking, whole, count), _most(ranking, allowed))
-        if following <= count:
-            count = min(tried, key=lambda n: (not tried[n].may_drop(max_drop), tried[n].noise, n))
-            break
-        count = following
-        tried[count] = evaluate([cost.layer for cost in ranking[:count]])
-    return tuple(cost.layer for cost in ranked()[:count]) if count else ()
+    names: tuple[str, ...] = ()
+    tried = {names: evaluate(names)}
+    while not (tried[names].may_drop(max_drop) and tried[names].sqnr_db >= ENOUGH_DB):
+        candidates = affordable(ranked(), _SHARE_FOR_DB if tried[names].may_drop(max_drop) else LARGEST_SHARE)
+        following = candidates[: _next(candidates, tried[()], len(names))]
+        if len(following) <= len(names):
+            return min(tried, key=lambda n: (not tried[n].may_drop(max_drop), tried[n].noise, len(n)))
+        names = tuple(cost.layer for cost in following)
+        tried[names] = evaluate(names)
+    return names
 
 
-def _most(ranking: Sequence[LayerCost], share: float) -> int:
-    """Returns how many layers of the ranking make up at most a share of the multiply-adds."""
-    return int((np.cumsum([cost.share for cost in ranking]) <= share + 1e-9).sum())
+def affordable(ranking: Sequence[LayerCost], share: float) -> list[LayerCost]:
+    """Returns the layers that can stay in float, the most expensive first, with those that are in float anyway.
+
+    Args:
+        ranking: All layers that are not in float anyway.
+        share: Of the network's multiply-adds that may be in float.
+    """
+    found: list[LayerCost] = []
+    left = share + 1e-9 - (1 - sum(cost.share for cost in ranking))
+    for cost in ranking:
+        if cost.share <= left:
+            found.append(cost)
+            left -= cost.share
+    return found
 
 
-def _next(ranking: Sequence[LayerCost], whole: Score, count: int) -> int:
+def _next(candidates: Sequence[LayerCost], whole: Score, count: int) -> int:
     """Returns how many layers to spare next: as many as must be to be near enough, or half as many again."""
     noise = whole.noise
-    for number, cost in enumerate(ranking, start=1):
+    for number, cost in enumerate(candidates, start=1):
         noise -= float(10 ** (-cost.sqnr_db / 10))
         if number > count and noise <= float(10 ** (-ENOUGH_DB / 10)):
             return max(number, count + count // 2)

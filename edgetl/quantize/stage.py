@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -27,7 +28,7 @@ from edgetl.quantize.rewrite import quantize_graph
 from edgetl.quantize.targets import TARGETS, target_named
 from edgetl.quantize.thresholds import METHODS
 
-__all__ = ["Calibrator", "QuantizeConfig", "calibrate", "write_fp16", "write_int8"]
+__all__ = ["Calibrator", "QuantizeConfig", "calibrate", "known_patterns", "write_fp16", "write_int8"]
 
 Batches = Iterable[NDArray[np.uint8]]
 
@@ -42,7 +43,8 @@ class QuantizeConfig:
         keep_fp16: Patterns of layers, weights or tensors that stay in float.
         repair: Whether weights, biases and channels are changed where that helps.
         mixed: Whether layers are left in float where INT8 costs too much.
-        max_drop: Loss of accuracy on the reserved pictures above which that happens, a fraction.
+        max_drop: Loss of accuracy on the reserved pictures above which half of the multiply-adds may be left in
+            float, a fraction. Below it 15 % of them may, until the logits are within 22 dB of FP32's.
     """
 
     method: str = "auto"
@@ -71,9 +73,9 @@ class Calibrator:
 
     Args:
         float_model: FP32.
-        batches: uint8 (N, H, W, C); read once, the rest comes from a temporary file. The last quarter, 64 pictures at
-            most, is reserved for judging what was learned from the others; with fewer than 16 pictures nothing is
-            judged, so nothing is tried.
+        batches: uint8 (N, H, W, C) in random order; read once, the rest comes from a temporary file. The last quarter,
+            64 pictures at most, is reserved for judging what was learned from the others; with fewer than 16 pictures
+            nothing is judged, so nothing is tried.
         config: Settings.
         labels: True classes of the pictures, in their order; without them every changed decision counts as lost.
         pictures_sha256: Names the pictures in the calibration's key.
@@ -103,16 +105,20 @@ class Calibrator:
         self._config = config
         self._measure = measure
         self._tell = on_progress or (lambda stage, done, total: None)
-        _check_patterns(graph, config.keep_fp16)
-        self._keyed_by = _keyed_by(float_model, config, pictures_sha256)
-        self._taken_over = None if reuse is None else decisions_from_file(reuse, self._keyed_by)
+        known = known_patterns(graph, config.keep_fp16)
+        for pattern in config.keep_fp16:
+            if pattern not in known:
+                raise QuantizationError(f"--keep-fp16 {pattern}: names no layer; see edgetl inspect --layers")
         self._labels = None if labels is None else np.asarray(labels, np.int64)
+        self._keyed_by = _keyed_by(float_model, config, pictures_sha256, self._labels)
+        self._taken_over = None if reuse is None else decisions_from_file(reuse, self._keyed_by)
         self._pictures = Pictures(batches, limit=0) if self._is_one_pass else Pictures(batches)
         self._evidence = Evidence(graph, self._pictures, config.keep_fp16, self._tell)
         if not self._evidence.tensors:
             self._pictures.close()
+            left = " beside --keep-fp16" if config.keep_fp16 else ""
             raise QuantizationError(
-                f"{float_model.path.name}: has no layer that INT8 would help; export it without --int8"
+                f"{float_model.path.name}: has no layer{left} that INT8 would help; export it without --int8"
             )
 
     def __enter__(self) -> Calibrator:
@@ -166,7 +172,7 @@ class Calibrator:
         repairs = decisions.repairs
         layers = {t.name: evidence.layers(decisions.ranges, t, repairs[t.name]) for t in TARGETS if t.name in repairs}
         judged = judged_of(self._pictures.count)
-        return Calibration(self._keyed_by, self._pictures.seen, judged, decisions, Prepared(evidence.graph, layers))
+        return Calibration(self._keyed_by, self._pictures.count, judged, decisions, Prepared(evidence.graph, layers))
 
     def spare_more(self, calibration: Calibration, target_name: str) -> Calibration | None:
         """Returns the same with twice as many layers of a target left in float, or None where that is no help.
@@ -187,10 +193,13 @@ def calibrate(float_model: OnnxModel, batches: Batches, config: QuantizeConfig, 
         return calibrator.calibrate()
 
 
-def _keyed_by(float_model: OnnxModel, config: QuantizeConfig, pictures_sha256: str) -> dict[str, Any]:
+def _keyed_by(
+    float_model: OnnxModel, config: QuantizeConfig, pictures_sha256: str, labels: NDArray[np.int64] | None
+) -> dict[str, Any]:
     return {
         "graph_sha256": float_model.sha256,
         "pictures_sha256": pictures_sha256,
+        "labels_sha256": None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest(),
         "preprocess": float_model.spec.preprocess.to_dict(),
         "method": config.method,
         "keep_fp16": list(config.keep_fp16),
@@ -224,14 +233,11 @@ def write_int8(float_model: OnnxModel, calibration: Calibration, target_name: st
     return OnnxModel(path, float_model.spec, "int8", target.name, sha256_of(path), float_model.sha256)
 
 
-def _check_patterns(graph: Graph, patterns: Sequence[str]) -> None:
-    """A pattern must name something that some target quantizes; not every target does."""
+def known_patterns(graph: Graph, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Returns the patterns that name something which some target quantizes; not every target does."""
     quantized = frozenset[str]().union({"Add"}, *(target.weighted | target.carried for target in TARGETS))
-    layers = [node for node in graph.nodes if node.op_type in quantized]
-    names = {name for node in layers for name in names_of(node)}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise QuantizationError(f"--keep-fp16 {pattern}: names no layer; see edgetl inspect --layers")
+    names = {name for node in graph.nodes if node.op_type in quantized for name in names_of(node)}
+    return tuple(pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in names))
 
 
 def write_fp16(float_model: OnnxModel, path: Path) -> OnnxModel:

@@ -26,17 +26,24 @@ _LASTS = 60  # candidates for the last bin, before a closer look around the best
 def range_of(observation: Observation, method: str) -> tuple[float, float]:
     """Returns (low, high) to be covered: the extremes, cut at the method's threshold.
 
+    Where nearly the whole sample is zero, it says nothing of the rest, and the extremes are covered.
+
     Args:
         observation: Of one tensor.
         method: ``max`` covers everything seen; ``percentile`` all but 0.01 % of the sample; ``mse`` minimizes the
             expected squared error; ``entropy`` the Kullback-Leibler divergence (Migacz 2017).
     """
     peak = max(abs(observation.low), abs(observation.high))
-    if peak == 0.0 or observation.counts is None or observation.counts.sum() == 0:
+    if peak == 0.0 or observation.counts is None or not _tells_enough(observation.counts):
         return min(observation.low, 0.0), max(observation.high, 0.0)
     threshold = min(peak, _THRESHOLDS[method](observation.counts.astype(np.float64), observation.limit, peak))
     low, high = np.clip((observation.low, observation.high), -threshold, threshold)
     return float(low), float(high)
+
+
+def _tells_enough(counts: NDArray[np.int64]) -> bool:
+    """Tells whether a sample has a share of values beyond the first bin, which holds the zeros of ReLU."""
+    return int(counts[1:].sum()) > (1 - _PERCENTILE) * int(counts.sum())
 
 
 def _max(_: Floats, __: float, peak: float) -> float:

@@ -74,7 +74,15 @@ def test_the_interval_is_that_of_a_bootstrap_over_pictures():
     lost = (reference.argmax(1) == labels).astype(int) - (now.argmax(1) == labels)
     means = [lost[rng.integers(0, 300, 300)].mean() for _ in range(4000)]
     assert (low, high) == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.008)
-    assert drop_interval(reference, reference, labels) == (0.0, 0.0)
+    assert drop_interval(reference, reference, labels)[0] < 0 < drop_interval(reference, reference, labels)[1]
+
+
+def test_few_pictures_of_which_none_is_lost_prove_little():
+    """Of 50 pictures, a true loss of 3 % shows none in one case of five."""
+    reference = np.eye(2, dtype=np.float32)[np.arange(50) % 2]
+    low, high = drop_interval(reference, reference, np.arange(50) % 2)
+    assert -0.06 < low < -0.01
+    assert 0.01 < high < 0.06
 
 
 def test_the_text_names_pictures_and_classes(report):

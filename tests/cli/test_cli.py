@@ -326,3 +326,15 @@ def test_the_demo_runs_and_shows_what_transfer_is_worth(capsys, tmp_path):
     assert "Transfer was worth +" in out
     code, _, err = call(capsys, "demo", "--out", tmp_path / "demo")
     assert (code, "exists already" in err) == (2, True)
+
+
+def test_progress_of_unknown_length_counts(capsys, monkeypatch):
+    from edgetl.cli import display
+
+    monkeypatch.setattr(display, "_PLAIN_EVERY_S", -1.0)
+    with display.Display(json_to_stdout=False) as shown:
+        for done in range(3):
+            shown.progress("trials", done, 0)
+        shown.progress("pictures", 1, 8)
+        shown.progress("pictures", 2, 8)
+    assert capsys.readouterr().err.splitlines()[-2:] == ["trials: 2", "pictures: 2/8"]

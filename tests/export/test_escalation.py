@@ -5,6 +5,8 @@ that every picture of ``val`` exceeds: both colours look the same. The second la
 blue is amplified before it.
 """
 
+import json
+
 import numpy as np
 import onnx
 import onnx_graphs as graphs
@@ -12,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from edgetl.cli.main import run
 from edgetl.dataset import open_dataset
 from edgetl.errors import GateError
 from edgetl.export import ExportConfig, export_onnx_file
@@ -74,7 +77,7 @@ def export(network, photos, out, recorder, **options):
     return export_onnx_file(*network, photos, config, out, reporter=recorder)
 
 
-def test_the_costliest_layer_is_given_back_where_only_val_shows_the_loss(network, photos, tmp_path, recorder):
+def test_the_costliest_layer_is_given_back_where_only_val_shows_the_loss(network, photos, tmp_path, recorder, capsys):
     bundle = export(network, photos, tmp_path / "b.edgetl", recorder)
     spared = bundle.manifest["provenance"]["int8"]["spared"]
     assert spared == {"tensorrt": ["conv1"], "x86": ["conv1"], "arm": ["conv1"]}
@@ -83,9 +86,24 @@ def test_the_costliest_layer_is_given_back_where_only_val_shows_the_loss(network
         if variant.precision == "int8":
             model = onnx.load(bundle.root / variant.file)
             assert [t.name for t in model.graph.initializer if t.name.endswith("_int8")] == ["w2_axis0_int8"]
+    assert run(["inspect", str(bundle.root), "--layers", "--json", "-"]) == 0
+    layers = {layer["name"]: layer for layer in json.loads(capsys.readouterr().out)["layers"]}
+    assert {name: set(layer["in_float"].values()) for name, layer in layers.items()} == {
+        "conv1": {"too sensitive"}, "conv2": set(), "dense1": {"last layer"},
+    }  # fmt: skip
+    assert layers["conv1"]["alone_db"] < layers["conv2"]["alone_db"]
 
 
 def test_without_mixed_precision_there_is_no_bundle(network, photos, tmp_path, recorder):
     with pytest.raises(GateError, match=r"int8-tensorrt loses 50\.00 points of top-1 on 24 pictures, allowed are 1"):
         export(network, photos, tmp_path / "b.edgetl", recorder, mixed=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_user_keeps_is_named_as_such(network, photos, tmp_path, recorder, capsys):
+    bundle = export(network, photos, tmp_path / "b.edgetl", recorder, keep_fp16=("conv1",), mixed=False)
+    assert run(["inspect", str(bundle.root), "--layers"]) == 0
+    out, err = capsys.readouterr()
+    row = next(line for line in out.splitlines() if "conv1" in line)
+    assert "kept by request" in row
+    assert "no layer was tried alone" in err

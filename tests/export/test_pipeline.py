@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import torch
 
 import edgetl
 from edgetl import host
-from edgetl.backbones import load_network
+from edgetl.backbones import load_network, save_network
 from edgetl.bench import answers, label_indices, paired_ratio
 from edgetl.bundle import open_bundle
 from edgetl.errors import ExportError, GateError, InputError, QuantizationError
@@ -173,7 +174,9 @@ def test_an_existing_bundle_is_kept_unless_forced(transfer_run, new_digits, bund
 def test_the_original_is_judged_by_its_own_labels(transfer_run, new_digits, tmp_path, recorder):
     out = original_name(tmp_path / "digits.edgetl")
     assert out.name == "digits.original.edgetl"
-    bundle = export_original(transfer_run, new_digits, ExportConfig(int8=True), out, reporter=recorder)
+    theirs = QuantizeConfig("mse", keep_fp16=("head.1*",), repair=False, mixed=False)  # names nothing in the original
+    config = ExportConfig(int8=True, quantize=theirs, calibration=tmp_path / "of-the-other.json")
+    bundle = export_original(transfer_run, new_digits, config, out, reporter=recorder)
     assert bundle.spec.labels == ("0", "1", "2", "3", "4")
     assert bundle.variant("fp32").metrics["top1"] is None  # its classes are others
     assert bundle.manifest["proof"]["reason"] == "the data's classes are not among this model's labels"
@@ -183,6 +186,23 @@ def test_the_original_is_judged_by_its_own_labels(transfer_run, new_digits, tmp_
     with edgetl.load(bundle) as classify:
         assert classify.variant == "fp32"
         assert "its accuracy could not be measured on this data" in classify.reason
+
+
+def test_an_original_that_overflows_is_stated(transfer_run, new_digits, tmp_path, recorder):
+    """Nothing is gated, so FP16's infinities stand in the bundle as what they are."""
+    run = tmp_path / "run"
+    shutil.copytree(transfer_run, run)
+    network, spec = load_network(run / "source.safetensors")
+    with torch.no_grad():
+        network.backbone[-1][1].weight *= 1e6
+        network.backbone[-1][1].bias *= 1e6
+    save_network(network, spec, run / "source.safetensors")
+    bundle = export_original(run, new_digits, ExportConfig(), tmp_path / "o.edgetl", reporter=recorder)
+    assert (bundle.variant("fp16").recommended, bundle.variant("fp16").reason) == (
+        False,
+        "answers with NaN or infinity",
+    )
+    assert "fp16" not in bundle.manifest["proof"]["fidelity"]
 
 
 def test_a_run_without_pretrained_weights_has_no_original(source_run, digits, tmp_path, recorder):

@@ -193,6 +193,7 @@ def test_the_record_is_json_and_gives_the_same_graphs_again(float_model, calibra
         ({"config": QuantizeConfig(repair=False)}, "repair"),
         ({"config": QuantizeConfig(max_drop=0.5)}, "max_drop"),
         ({"config": QuantizeConfig(keep_fp16=("stem1",))}, "keep_fp16"),
+        ({"labels": [0] * 48}, "labels_sha256"),
         ({"seed": 1}, "graph_sha256"),
     ],
 )
@@ -202,7 +203,7 @@ def test_a_record_of_something_else_is_refused_by_what_differs(float_model, cali
     model = float_model
     if "seed" in change:
         model = graphs.saved(graphs.residual_cnn(seed=1), tmp_path / "other.onnx")
-    options = {"pictures_sha256": change.get("pictures_sha256", "abc"), "reuse": path}
+    options = {"pictures_sha256": change.get("pictures_sha256", "abc"), "labels": change.get("labels"), "reuse": path}
     with pytest.raises(QuantizationError, match=rf"belongs to something else \({names} differs\); calibrate again"):
         calibrate(model, batches(), change.get("config", QuantizeConfig()), **options)
 
@@ -212,8 +213,8 @@ def test_a_record_of_something_else_is_refused_by_what_differs(float_model, cali
     [
         ("", "is no calibration.json"),
         ("[]", "is no calibration.json"),
-        ("{}", "has format None, this edgetl reads 2"),
-        ('{"format_version": 2}', r"is no calibration.json \(KeyError"),
+        ("{}", "has format None, this edgetl reads 3"),
+        ('{"format_version": 3}', r"is no calibration.json \(KeyError"),
     ],
 )
 def test_a_file_that_is_no_record_is_refused_in_a_line(float_model, tmp_path, text, message):
@@ -230,6 +231,11 @@ def test_a_record_that_was_changed_is_refused(float_model, calibration, tmp_path
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**calibration.to_dict(), "key": "0" * 64}))
     with pytest.raises(QuantizationError, match=r"\(its own key differs\)"):
+        calibrate(float_model, batches(), QuantizeConfig(), pictures_sha256="abc", reuse=path)
+    record = calibration.to_dict()
+    record["decisions"]["tensors"]["relu1_out"]["high"] = 1e-3
+    path.write_text(json.dumps(record))
+    with pytest.raises(QuantizationError, match="was changed by hand; calibrate again without it"):
         calibrate(float_model, batches(), QuantizeConfig(), pictures_sha256="abc", reuse=path)
 
 

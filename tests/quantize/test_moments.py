@@ -95,3 +95,28 @@ def test_moments_of_a_scaled_input_are_scaled():
 def test_layers_without_a_known_geometry_say_so():
     graph = Graph(graphs.cnn(["transpose"]))
     assert geometry_of(graph, next(n for n in graph.nodes if n.op_type == "ConvTranspose")) is None
+
+
+def test_a_layer_of_very_many_taps_has_a_mean_and_no_second_moments(monkeypatch):
+    """A square of 62720 taps were 29 GB."""
+    from edgetl.quantize import moments
+
+    model = graphs.cnn(["conv"], head="mlp")
+    layer = Graph(model).node("dense1")
+    pictures = graphs.pictures(7)
+    whole = input_moments(model, [layer], lambda: [pictures], threads=1)["dense1"]
+    monkeypatch.setattr(moments, "_MOST_TAPS", 7)
+    found = input_moments(model, [layer], lambda: [pictures], threads=1)["dense1"]
+    assert found.second is None
+    assert np.array_equal(found.first, whole.first)
+    assert found.scaled(np.full(8, 2.0)).first == pytest.approx(2 * whole.first)
+
+
+@pytest.mark.parametrize("name", ["alpha", "beta"])
+def test_a_scaled_gemm_is_left_alone(name):
+    """Its bias and its sum are multiplied after they were quantized, so no correction fits."""
+    graph = Graph(graphs.cnn(["conv"], head="mlp"))
+    layer = graph.node("dense1")
+    assert geometry_of(graph, layer) is not None
+    layer.attribute.append(helper.make_attribute(name, 0.5))
+    assert geometry_of(graph, layer) is None

@@ -65,3 +65,19 @@ def test_nothing_is_left_on_the_disk(tmp_path, monkeypatch):
     with Pictures(source) as pictures:
         list(pictures.first())
         assert list(tmp_path.iterdir()) == []  # unnamed even while it is open
+
+
+def test_a_full_disk_is_said_in_a_line(monkeypatch, tmp_path):
+    import resource
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _, source = batches()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Pictures(source) as pictures:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+        try:
+            with pytest.raises(QuantizationError, match=r"no room for 2048 MiB of calibration pictures .*set TMPDIR"):
+                list(pictures.first())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)

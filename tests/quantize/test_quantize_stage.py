@@ -104,8 +104,8 @@ def test_calibration_is_json_and_the_same_every_time(float_model, calibration):
     again = calibrate(float_model, batches(), plain("max"))
     assert json.dumps(again.to_dict()) == text
     assert list(data)[:5] == ["format_version", "key", "keyed_by", "pictures", "judged"]
-    assert list(data["tensors"]) == sorted(calibration.decisions.ranges)
-    entry = data["tensors"]["relu1_out"]
+    assert list(data["decisions"]["tensors"]) == sorted(calibration.decisions.ranges)
+    entry = data["decisions"]["tensors"]["relu1_out"]
     assert list(entry) == ["low", "high", "observed", "method"]
     assert [entry["low"], entry["high"]] == entry["observed"]
     assert entry["low"] == 0.0
@@ -195,3 +195,8 @@ def test_dead_channels_and_dead_tensors_give_a_working_graph(tmp_path):
             result = write_int8(float_model, calibration, target, tmp_path / "out.onnx")
             got = answers(result, graphs.pictures(4))["logits"]
             assert graphs.sqnr(answers(float_model, graphs.pictures(4))["logits"], got) > 25
+
+
+def test_a_pattern_that_leaves_nothing_to_quantize_is_named(float_model):
+    with pytest.raises(QuantizationError, match="has no layer beside --keep-fp16 that INT8 would help"):
+        calibrate(float_model, batches(), plain("max", keep_fp16=("*",)))

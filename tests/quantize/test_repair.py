@@ -29,7 +29,7 @@ class Case:
         self.pictures = graphs.pictures(count)
         self.placement = place(self.graph, TENSORRT)
         nodes = {node.name: node for node in self.graph.nodes}
-        self.nodes = [nodes[name] for name, _ in self.placement.weights]
+        self.nodes = [nodes[name] for name in self.placement.weights]
         known = [node for node in self.nodes if geometry_of(self.graph, node) is not None]
         self.moments = input_moments(self.model, known, lambda: [self.pictures], threads=1)
         seen = observe(self.model, self.placement.tensors(self.graph), [self.pictures], threads=1)

@@ -135,3 +135,14 @@ def test_any_values_give_an_ordered_range_within_the_extremes(method, values, re
 def test_thresholds_scale_with_the_values(method, factor):
     for name in ("laplace", "ReLU"):
         assert threshold(DATA[name] * factor, method) == pytest.approx(threshold(DATA[name], method) * factor, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_a_sample_of_hardly_anything_but_zeros_cuts_nothing(method, others):
+    """The extremes come from every value, the sample from few: what it did not meet is no reason to cut."""
+    observation = Observation()
+    sample = np.zeros(SIZE, np.float32)
+    sample[:others] = 1.0
+    observation.add(sample, 0.0, 10.0)
+    assert range_of(observation, method) == (0.0, 10.0)

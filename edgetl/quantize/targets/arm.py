@@ -14,6 +14,5 @@ ARM = Target(
     outputs=True,
     residual_only=False,
     half=False,
-    skip_one_by_one=True,
     first_depth=0,
 )

@@ -29,7 +29,6 @@ class Target:
         outputs: Whether a weighted op's output (behind its activation) is quantized.
         residual_only: Of an Add only the skip input is quantized; the other fuses into its convolution.
         half: Whether everything that is not INT8 becomes FP16.
-        skip_one_by_one: Convolutions of 1 x 1 maps (squeeze-excite) stay in float: they gain nothing.
         first_depth: INT8 begins at the first convolution that sums this many products or ends in a ReLU; 0 for any.
     """
 
@@ -42,7 +41,6 @@ class Target:
     outputs: bool
     residual_only: bool
     half: bool
-    skip_one_by_one: bool
     first_depth: int
 
     @property

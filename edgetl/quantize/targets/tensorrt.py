@@ -14,6 +14,5 @@ TENSORRT = Target(
     outputs=False,
     residual_only=True,
     half=True,
-    skip_one_by_one=True,
     first_depth=0,
 )

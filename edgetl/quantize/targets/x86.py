@@ -14,6 +14,5 @@ X86 = Target(
     outputs=True,
     residual_only=False,
     half=False,
-    skip_one_by_one=True,
     first_depth=28,  # 3 x 3 of three channels sums 27: with SiLU or HardSwish behind it, float is faster
 )
