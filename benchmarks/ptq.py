@@ -59,6 +59,7 @@ class Bench:
         self.peers = peers
         self.quick = quick
         self.tools = PEERS[:1] if quick else PEERS
+        self.methods = METHODS[:1] if quick else METHODS
 
     def job(self, *arguments: object, threads: int = 1) -> None:
         """Runs a job of the worker."""
@@ -118,7 +119,7 @@ def answers_of_fold(bench: Bench, model: Path, number: int, learned: Path, judge
     folder = bench.work / f"{model.stem}.{number}"
     folder.mkdir(exist_ok=True)
     graphs = {"fp32": model}
-    for method in METHODS:
+    for method in bench.methods:
         graphs[f"edgetl {method}"] = folder / f"edgetl.{method}.onnx"
         bench.job("threshold", method, model, learned, graphs[f"edgetl {method}"])
     bench.job("forms", model, learned, folder)
@@ -179,7 +180,7 @@ def cost_rows(bench: Bench) -> list[dict[str, Any]]:
         bench.job(*job, model, pictures, out, threads=2)
         rows.append({"name": "cost", "side": side, "pictures": pictures, **json.loads(out.read_text())})
 
-    for method in METHODS:
+    for method in bench.methods:
         run("plain pass", count, "plain")
         run(f"edgetl {method}", count, "method", method)
         run(f"edgetl {method}", small, "method", method)
@@ -248,13 +249,13 @@ def check(name: str, value: float, limit: float, *, at_least: bool) -> dict[str,
     return {"name": name, "value": float(value), "limit": float(limit), "ok": bool(ok)}
 
 
-def cost_checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def cost_checks(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Compares each method with the plain pass, and memory at few pictures with memory at many."""
     plain = [row for row in rows if row["side"] == "plain pass"]
     seconds = statistics.median(row["seconds"] for row in plain)
     memory = statistics.median(row["peak_bytes"] for row in plain)
     checks = []
-    for method in METHODS:
+    for method in methods:
         small, large = sorted((r for r in rows if r["side"] == f"edgetl {method}"), key=lambda r: r["pictures"])
         checks += [
             check(f"{method}: time / plain pass", large["seconds"] / seconds, 2.0, at_least=False),
@@ -311,7 +312,7 @@ def x86_checks(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def measure(bench: Bench) -> dict[str, Any]:
     """Runs everything and returns the result."""
     rows, checks = cost_rows(bench), []
-    checks += cost_checks(rows)
+    checks += cost_checks(rows, bench.methods)
     for name in list(SOURCES)[2:] if bench.quick else SOURCES:
         found = quality_rows(bench, name)
         checks += quality_checks(name, found)

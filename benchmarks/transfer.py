@@ -80,7 +80,7 @@ def measure(kit: Path, work: Path, *, quick: bool) -> dict[str, Any]:
     exported = export(
         work / "g0",
         work / "g.edgetl",
-        *(("--max-drop", "100pt", "--calib-images", "32", "--no-mixed") if quick else ()),
+        *(("--max-drop", "100pt", "--method", "mse", "--no-repair", "--no-mixed") if quick else ()),
     )
     timed = bench(work / "g.edgetl", work, 0.5 if quick else 10.0)
     mean = sum(row["top1"] for row in tuned) / len(tuned)
