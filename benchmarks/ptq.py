@@ -171,7 +171,7 @@ def quality_rows(bench: Bench, name: str) -> list[dict[str, Any]]:
 
 def cost_rows(bench: Bench) -> list[dict[str, Any]]:
     """Returns time and memory of calibration on all pictures, beside the plain pass over them."""
-    model = bench.network("mobilenet_v2_tf")
+    model = bench.network("resnet20_cifar10" if bench.quick else "mobilenet_v2_tf")
     count, small = (16, 8) if bench.quick else (500, 64)
     rows = []
 
