@@ -20,15 +20,15 @@ from edgetl.quantize.sensitivity import LARGEST_SHARE, LayerCost, affordable, ra
 from edgetl.quantize.targets import TARGETS, Target, target_named
 from edgetl.quantize.thresholds import METHODS, range_of
 
-__all__ = ["DEFAULT_METHOD", "EQUALIZE", "Decider", "Measure", "untried"]
+__all__ = ["EQUALIZE", "UNJUDGED_METHOD", "Decider", "Measure", "untried"]
 
 Measure = Callable[[str, onnx.ModelProto], float | None]
 
-DEFAULT_METHOD = "mse"
+UNJUDGED_METHOD = "max"  # where nothing can be judged, nothing is cut
 EQUALIZE = 0.5
+_FOR_SIDES = "mse"
 _GATES = frozenset({"HardSigmoid", "Sigmoid"})  # bounded, and what multiplies a whole channel must not be cut
 _NO_REPAIR = Repairs()
-_BATCHES = 4  # of the reserved pictures, for comparing thresholds
 _REPAIRS = (
     Repairs(False, "analytic"),
     Repairs(True, "none"),
@@ -40,6 +40,7 @@ _REPAIRS = (
 _HELPS_DB = 0.05
 _EARNS_DB = 0.5
 _HOPELESS_DB = 1.0
+_ALIKE = 0.03
 
 
 def untried(graph: Graph, observations: Mapping[str, Observation], methods: Mapping[str, str]) -> Decisions:
@@ -114,10 +115,9 @@ class Decider:
         ranges: Mapping[str, Range],
         target: Target,
         repairs: Repairs = _NO_REPAIR,
-        batches: int | None = None,
     ) -> Score:
         model = self._built(evidence, placement, ranges, target, repairs)
-        score = self._judge.score(model, batches)
+        score = self._judge.score(model)
         self._trials.append({"target": target.name, "what": what, **score.to_dict()})
         self._progress("trials", len(self._trials), 0)
         return score
@@ -134,7 +134,7 @@ class Decider:
             return self._plain, 0.0
         scores = []
         for what, evidence in (("as it is", self._plain), ("equalized", other)):
-            methods = dict.fromkeys(evidence.observations, DEFAULT_METHOD)
+            methods = dict.fromkeys(evidence.observations, _FOR_SIDES)
             ranges = untried(evidence.graph, evidence.observations, methods).ranges
             placement = evidence.place(target)
             scores.append(self._score(what, evidence, placement, ranges, target, Repairs(True, "analytic")))
@@ -145,9 +145,11 @@ class Decider:
         whole = evidence.place(target)
         alone = Placement(whole.edges, (), whole.results, whole.spared)
 
+        def ranges_by(methods: Mapping[str, str]) -> Mapping[str, Range]:
+            return untried(evidence.graph, evidence.observations, methods).ranges
+
         def score(what: str, methods: Mapping[str, str]) -> Score:
-            ranges = untried(evidence.graph, evidence.observations, methods).ranges
-            return self._score(f"thresholds: {what}", evidence, alone, ranges, target, batches=_BATCHES)
+            return self._score(f"thresholds: {what}", evidence, alone, ranges_by(methods), target)
 
         everywhere = {m: score(m, dict.fromkeys(evidence.observations, m)) for m in METHODS}
         first = max(METHODS, key=lambda method: everywhere[method].sqnr_db)
@@ -156,6 +158,8 @@ class Decider:
         for group, names in _tensor_groups(evidence.graph, whole.tensors(evidence.graph)).items():
             for method in others:
                 tried = {**methods, **dict.fromkeys(names, method)}
+                if _are_alike(ranges_by(tried), ranges_by(methods)):
+                    continue
                 found = score(f"{method} for {group}", tried)
                 if _helps(found, best):
                     methods, best = tried, found
@@ -251,6 +255,15 @@ class Decider:
 
 def _helps(found: Score, best: Score) -> bool:
     return found.sqnr_db > best.sqnr_db + _HELPS_DB
+
+
+def _are_alike(ranges: Mapping[str, Range], others: Mapping[str, Range]) -> bool:
+    """Tells whether no range differs by more than a few percent, so that no trial could tell them apart."""
+    return all(
+        abs(a - b) <= _ALIKE * max(abs(a), abs(b))
+        for name, limits in ranges.items()
+        for a, b in zip(limits, others[name], strict=True)
+    )
 
 
 def _tensor_groups(graph: Graph, names: Iterable[str]) -> dict[str, list[str]]:

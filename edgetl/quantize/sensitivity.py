@@ -18,7 +18,7 @@ __all__ = ["ENOUGH_DB", "LARGEST_SHARE", "LayerCost", "affordable", "multiply_ad
 # Logits this far from FP32's: on the networks of docs/decisions/0007, 98 % and more of the decisions stay.
 ENOUGH_DB = 22.0
 _SHARE_FOR_DB = 0.15
-_BATCHES = 2  # of the reserved pictures: a layer's noise on 16 pictures orders it among the others
+_BATCHES = 4  # of the reserved pictures: a layer's noise on 32 of them orders it among the others
 LARGEST_SHARE = 0.5
 
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from edgetl.artifacts import OnnxModel, sha256_of
 from edgetl.errors import InputError, QuantizationError
 from edgetl.quantize.calibration import PROCEDURE, Calibration, Decisions, Prepared, decisions_from_file
-from edgetl.quantize.decide import DEFAULT_METHOD, Decider, Measure, untried
+from edgetl.quantize.decide import UNJUDGED_METHOD, Decider, Measure, untried
 from edgetl.quantize.evidence import Evidence, Progress, judged_of
 from edgetl.quantize.graph import Graph, load_onnx, save_onnx
 from edgetl.quantize.judge import Judge
@@ -163,7 +163,7 @@ class Calibrator:
         if self._decider is not None:
             max_drop = config.max_drop if config.mixed else None
             return self._decider.decide(config.method, repair=config.repair, max_drop=max_drop)
-        method = DEFAULT_METHOD if config.method == "auto" else config.method
+        method = UNJUDGED_METHOD if config.method == "auto" else config.method
         seen = self._evidence.observations
         return untried(self._evidence.graph, seen, dict.fromkeys(seen, method))
 
