@@ -148,21 +148,23 @@ class Decider:
         def ranges_by(methods: Mapping[str, str]) -> Mapping[str, Range]:
             return untried(evidence.graph, evidence.observations, methods).ranges
 
-        def score(what: str, methods: Mapping[str, str]) -> Score:
-            return self._score(f"thresholds: {what}", evidence, alone, ranges_by(methods), target)
+        def score(what: str, ranges: Mapping[str, Range]) -> Score:
+            return self._score(f"thresholds: {what}", evidence, alone, ranges, target)
 
-        everywhere = {m: score(m, dict.fromkeys(evidence.observations, m)) for m in METHODS}
+        uniform = {m: ranges_by(dict.fromkeys(evidence.observations, m)) for m in METHODS}
+        everywhere = {m: score(m, uniform[m]) for m in METHODS}
         first = max(METHODS, key=lambda method: everywhere[method].sqnr_db)
-        methods, best = dict.fromkeys(evidence.observations, first), everywhere[first]
+        methods, best, ranges = dict.fromkeys(evidence.observations, first), everywhere[first], uniform[first]
         others = [m for m in METHODS if best.sqnr_db - _HOPELESS_DB < everywhere[m].sqnr_db and m != first]
         for group, names in _tensor_groups(evidence.graph, whole.tensors(evidence.graph)).items():
             for method in others:
                 tried = {**methods, **dict.fromkeys(names, method)}
-                if _are_alike(ranges_by(tried), ranges_by(methods)):
+                following = ranges_by(tried)
+                if _are_alike(following, ranges):
                     continue
-                found = score(f"{method} for {group}", tried)
+                found = score(f"{method} for {group}", following)
                 if _helps(found, best):
-                    methods, best = tried, found
+                    methods, best, ranges = tried, found, following
         return methods
 
     def _repairs(
