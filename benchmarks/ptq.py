@@ -185,8 +185,7 @@ def cost_rows(bench: Bench) -> list[dict[str, Any]]:
         for method in bench.methods:
             run("plain pass", count, "plain")
             run(f"edgetl {method}", count, "method", method)
-    for method in bench.methods:
-        run(f"edgetl {method}", small, "method", method)
+            run(f"edgetl {method}", small, "method", method)
     run("edgetl default", small if bench.quick else count, "method", "default")
     pictures = bench.pictures(model, "imagenet", count)
     for tool, method in bench.tools:
@@ -253,24 +252,29 @@ def check(name: str, value: float, limit: float, *, at_least: bool) -> dict[str,
 
 def cost_checks(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Compares each method with the plain pass before it, and memory at few pictures with memory at many."""
-    memory = statistics.median(row["peak_bytes"] for row in rows if row["side"] == "plain pass")
     checks = []
     for method in methods:
-        own = [(rows[i - 1], row) for i, row in enumerate(rows) if row["side"] == f"edgetl {method}"]
-        pairs = [(plain["seconds"], row["seconds"]) for plain, row in own if plain["side"] == "plain pass"]
-        *large, small = [row for _, row in own]
-        peak = max(row["peak_bytes"] for row in large)
-        checks += [
-            check(f"{method}: time / plain pass", statistics.median(b / a for a, b in pairs), 2.0, at_least=False),
-            check(f"{method}: memory / plain pass", peak / memory, 2.0, at_least=False),
-            check(
-                f"{method}: memory at {large[0]['pictures']} / at {small['pictures']} pictures",
-                peak / small["peak_bytes"],
-                1.05,
-                at_least=False,
+        at = [i for i, row in enumerate(rows) if row["side"] == f"edgetl {method}"][::2]
+        rounds = [rows[i - 1 : i + 2] for i in at]  # plain, many pictures, few
+        for name, value, limit in (
+            (
+                "time / plain pass",
+                statistics.median(many["seconds"] / plain["seconds"] for plain, many, _ in rounds),
+                2,
             ),
-        ]
+            ("memory / plain pass", _memory(rounds, 1) / _memory(rounds, 0), 2),
+            (
+                f"memory at {rounds[0][1]['pictures']} / at {rounds[0][2]['pictures']} pictures",
+                _memory(rounds, 1) / _memory(rounds, 2),
+                1.05,
+            ),
+        ):
+            checks.append(check(f"{method}: {name}", value, limit, at_least=False))
     return checks
+
+
+def _memory(rounds: Sequence[Sequence[dict[str, Any]]], which: int) -> float:
+    return statistics.median(row[which]["peak_bytes"] for row in rounds)
 
 
 def quality_checks(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

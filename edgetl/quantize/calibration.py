@@ -19,7 +19,7 @@ __all__ = ["PROCEDURE", "Calibration", "Decisions", "Prepared", "Repairs", "deci
 
 FORMAT_VERSION = 3
 # Of the procedure: a change that gives other numbers for the same pictures gets another one.
-PROCEDURE = 3
+PROCEDURE = 4
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import onnx
@@ -45,14 +46,65 @@ _ALIKE = 0.03
 
 def untried(graph: Graph, observations: Mapping[str, Observation], methods: Mapping[str, str]) -> Decisions:
     """Returns ranges by the given methods, and nothing else."""
+    methods = _without_gates(graph, methods)
+    ranges = _ranges(graph, methods, lambda name, method: range_of(observations[name], method))
+    observed = {name: (seen.low, seen.high) for name, seen in observations.items()}
+    return Decisions(ranges, observed, methods)
+
+
+def _without_gates(graph: Graph, methods: Mapping[str, str]) -> dict[str, str]:
     gates = {name for node in graph.nodes if node.op_type in _GATES for name in node.output}
-    methods = {name: "max" if name in gates else method for name, method in methods.items()}
-    ranges = {name: range_of(seen, methods[name]) for name, seen in observations.items()}
+    return {name: "max" if name in gates else method for name, method in methods.items()}
+
+
+def _ranges(graph: Graph, methods: Mapping[str, str], range_by: Callable[[str, str], Range]) -> dict[str, Range]:
+    ranges = {name: range_by(name, method) for name, method in methods.items()}
     for node in graph.nodes:  # a maximum changes no scale, and integer kernels insist on it
         if node.op_type == "MaxPool" and node.input[0] in ranges and node.output[0] in ranges:
             ranges[node.output[0]] = ranges[node.input[0]]
-    observed = {name: (seen.low, seen.high) for name, seen in observations.items()}
-    return Decisions(ranges, observed, methods)
+    return ranges
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One way to make a target's INT8 graph.
+
+    Attributes:
+        evidence: Of the float graph.
+        target: Rules.
+        ranges: By tensor.
+        repairs: Of weights and biases.
+        spared: Layers left in float for their cost.
+        weights: Whether weights are quantized too.
+    """
+
+    evidence: Evidence
+    target: Target
+    ranges: Mapping[str, Range]
+    repairs: Repairs = _NO_REPAIR
+    spared: tuple[str, ...] = ()
+    weights: bool = True
+
+    def build(self, placement: Placement | None = None) -> onnx.ModelProto:
+        """Returns the graph, quantized where a placement says, or everywhere."""
+        placement = placement or self.evidence.place(self.target, self.spared)
+        if not self.weights:
+            placement = replace(placement, weights=())
+        layers = self.evidence.layers(self.ranges, self.target, self.repairs)
+        return quantize_graph(self.evidence.graph, placement, self.ranges, self.target, layers)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """For the smallest set of layers in float that is good enough.
+
+    Attributes:
+        best: It, or where none is good enough, the nearest.
+        tried: All of them, none of the layers first.
+    """
+
+    best: tuple[str, ...]
+    tried: Mapping[tuple[str, ...], Score]
 
 
 class Decider:
@@ -79,6 +131,7 @@ class Decider:
         self._measure = measure or (lambda target, model: None)
         self._trials: list[Mapping[str, Any]] = []
         self._ranked: Sequence[LayerCost] = ()
+        self._searched: dict[str, _Search] = {}
 
     def decide(self, method: str, *, repair: bool, max_drop: float | None) -> Decisions:
         """Returns what is best.
@@ -95,37 +148,23 @@ class Decider:
         ranges = decisions.ranges
         repairs = {target.name: Repairs() for target in TARGETS}
         if repair:
-            repairs[main.name] = self._repairs(evidence, ranges, main, _REPAIRS)
+            repairs[main.name] = self._repairs(_Candidate(evidence, main, ranges), _REPAIRS)
             for target in TARGETS:
                 twin = self._twin(evidence, target)
                 if twin is not None:
                     repairs[target.name] = repairs[twin.name]
                 elif target is not main and repairs[main.name] != Repairs():
-                    repairs[target.name] = self._repairs(evidence, ranges, target, (repairs[main.name],))
+                    repairs[target.name] = self._repairs(_Candidate(evidence, target, ranges), (repairs[main.name],))
         decisions = replace(decisions, equalize=equalize, repairs=repairs)
         if max_drop is not None:
             decisions = self._spared(evidence, decisions, max_drop)
         return replace(decisions, trials=tuple(self._trials))
 
-    def _score(
-        self,
-        what: str,
-        evidence: Evidence,
-        placement: Placement,
-        ranges: Mapping[str, Range],
-        target: Target,
-        repairs: Repairs = _NO_REPAIR,
-    ) -> Score:
-        model = self._built(evidence, placement, ranges, target, repairs)
-        score = self._judge.score(model)
-        self._trials.append({"target": target.name, "what": what, **score.to_dict()})
+    def _score(self, what: str, candidate: _Candidate) -> Score:
+        score = self._judge.score(candidate.build())
+        self._trials.append({"target": candidate.target.name, "what": what, **score.to_dict()})
         self._progress("trials", len(self._trials), 0)
         return score
-
-    def _built(
-        self, evidence: Evidence, placement: Placement, ranges: Mapping[str, Range], target: Target, repairs: Repairs
-    ) -> onnx.ModelProto:
-        return quantize_graph(evidence.graph, placement, ranges, target, evidence.layers(ranges, target, repairs))
 
     def _best_side(self, target: Target) -> tuple[Evidence, float]:
         """Returns the graph as it is or equalized, whichever INT8 hurts less after its biases are corrected."""
@@ -136,91 +175,81 @@ class Decider:
         for what, evidence in (("as it is", self._plain), ("equalized", other)):
             methods = dict.fromkeys(evidence.observations, _FOR_SIDES)
             ranges = untried(evidence.graph, evidence.observations, methods).ranges
-            placement = evidence.place(target)
-            scores.append(self._score(what, evidence, placement, ranges, target, Repairs(True, "analytic")))
-        return (other, EQUALIZE) if scores[1].sqnr_db > scores[0].sqnr_db + _EARNS_DB else (self._plain, 0.0)
+            scores.append(self._score(what, _Candidate(evidence, target, ranges, Repairs(True, "analytic"))))
+        return (other, EQUALIZE) if scores[1].beats(scores[0], _EARNS_DB) else (self._plain, 0.0)
 
     def _methods(self, evidence: Evidence, target: Target) -> dict[str, str]:
         """Returns the best threshold method for each group of tensors, weights left in float meanwhile."""
-        whole = evidence.place(target)
-        alone = Placement(whole.edges, (), whole.results, whole.spared)
+        observations, graph = evidence.observations, evidence.graph
+        range_by = cache(lambda name, method: range_of(observations[name], method))
 
         def ranges_by(methods: Mapping[str, str]) -> Mapping[str, Range]:
-            return untried(evidence.graph, evidence.observations, methods).ranges
+            return _ranges(graph, _without_gates(graph, methods), range_by)
 
         def score(what: str, ranges: Mapping[str, Range]) -> Score:
-            return self._score(f"thresholds: {what}", evidence, alone, ranges, target)
+            return self._score(f"thresholds: {what}", _Candidate(evidence, target, ranges, weights=False))
 
-        uniform = {m: ranges_by(dict.fromkeys(evidence.observations, m)) for m in METHODS}
+        uniform = {m: ranges_by(dict.fromkeys(observations, m)) for m in METHODS}
         everywhere = {m: score(m, uniform[m]) for m in METHODS}
-        first = max(METHODS, key=lambda method: everywhere[method].sqnr_db)
-        methods, best, ranges = dict.fromkeys(evidence.observations, first), everywhere[first], uniform[first]
-        others = [m for m in METHODS if best.sqnr_db - _HOPELESS_DB < everywhere[m].sqnr_db and m != first]
-        for group, names in _tensor_groups(evidence.graph, whole.tensors(evidence.graph)).items():
+        first = max(METHODS, key=lambda method: everywhere[method].nearness)
+        methods, best, ranges = dict.fromkeys(observations, first), everywhere[first], uniform[first]
+        others = [m for m in METHODS if m != first and not best.beats(everywhere[m], _HOPELESS_DB)]
+        for group, names in _tensor_groups(graph, evidence.place(target).tensors(graph)).items():
             for method in others:
                 tried = {**methods, **dict.fromkeys(names, method)}
                 following = ranges_by(tried)
                 if _are_alike(following, ranges):
                     continue
                 found = score(f"{method} for {group}", following)
-                if _helps(found, best):
+                if found.beats(best, _HELPS_DB):
                     methods, best, ranges = tried, found, following
         return methods
 
-    def _repairs(
-        self, evidence: Evidence, ranges: Mapping[str, Range], target: Target, candidates: Iterable[Repairs]
-    ) -> Repairs:
-        placement = evidence.place(target)
+    def _repairs(self, plain: _Candidate, choices: Iterable[Repairs]) -> Repairs:
         chosen = Repairs()
-        best = self._score("no repair", evidence, placement, ranges, target)
-        for repairs in candidates:
+        best = self._score("no repair", plain)
+        for repairs in choices:
             what = f"{'compensated' if repairs.compensate else 'plain'} rounding, {repairs.correct} bias correction"
-            found = self._score(what, evidence, placement, ranges, target, repairs)
-            if _helps(found, best):
+            found = self._score(what, replace(plain, repairs=repairs))
+            if found.beats(best, _HELPS_DB):
                 chosen, best = repairs, found
         return chosen
 
     def _spared(self, evidence: Evidence, decisions: Decisions, max_drop: float) -> Decisions:
-        """Spares the smallest set for each target, and ranks the layers if one is not good enough as it is."""
-        found: dict[str, tuple[tuple[str, ...], bool]] = {}
+        """Spares layers for each target, and ranks them if one is not good enough as it is."""
         spared: dict[str, tuple[str, ...]] = {}
         for target in TARGETS:
+            whole = _Candidate(evidence, target, decisions.ranges, decisions.repairs[target.name])
             twin = self._twin(evidence, target)
-            if twin is not None:
-                found[target.name] = found[twin.name]
-            else:
-                found[target.name] = self._smallest_set(target, evidence, decisions, max_drop)
-            names, is_optional = found[target.name]
-            is_dropped = names and is_optional and self._is_slower(target, evidence, decisions, names)
-            spared[target.name] = () if is_dropped else names
+            found = self._search(whole, decisions, max_drop) if twin is None else self._searched[twin.name]
+            self._searched[target.name] = found
+            spared[target.name] = self._worth_its_time(whole, found)
         return replace(decisions, spared=spared, ranking=tuple(self._ranked))
 
-    def _smallest_set(
-        self, target: Target, evidence: Evidence, decisions: Decisions, max_drop: float
-    ) -> tuple[tuple[str, ...], bool]:
-        """Returns the set, and whether the accuracy would hold without it."""
+    def _search(self, whole: _Candidate, decisions: Decisions, max_drop: float) -> _Search:
         scores: dict[tuple[str, ...], Score] = {}
 
         def evaluate(names: Sequence[str]) -> Score:
             what = f"{len(names)} layers in float" if names else "everything in INT8"
-            placement, repairs = evidence.place(target, names), decisions.repairs[target.name]
-            score = self._score(what, evidence, placement, decisions.ranges, target, repairs)
-            scores[tuple(names)] = score
-            return score
+            scores[tuple(names)] = self._score(what, replace(whole, spared=tuple(names)))
+            return scores[tuple(names)]
 
-        names = smallest_set(lambda: self._ranking(evidence, decisions), evaluate, max_drop)
-        return names, scores[()].may_drop(max_drop)
+        best = smallest_set(lambda: self._ranking(whole.evidence, decisions), evaluate, max_drop)
+        return _Search(best, scores)
 
-    def _is_slower(self, target: Target, evidence: Evidence, decisions: Decisions, names: tuple[str, ...]) -> bool:
-        """Tells whether the graph with some layers in float was measured no faster than that with none."""
+    def _worth_its_time(self, whole: _Candidate, found: _Search) -> tuple[str, ...]:
+        """Returns the best set; on a target that can be measured, the nearest that is no slower than all in INT8.
 
-        def measured(spared: tuple[str, ...]) -> float | None:
-            placement, repairs = evidence.place(target, spared), decisions.repairs[target.name]
-            return self._measure(target.name, self._built(evidence, placement, decisions.ranges, target, repairs))
-
-        whole = measured(())
-        mixed = None if whole is None else measured(names)
-        return whole is not None and mixed is not None and whole <= mixed
+        There, accuracy is bought with time only where ``val`` asks for it, by `spare_more`.
+        """
+        latency: dict[tuple[str, ...], float] = {}
+        for names in found.tried if found.best else ():
+            measured = self._measure(whole.target.name, replace(whole, spared=names).build())
+            if measured is None:
+                return found.best
+            latency[names] = measured
+        no_slower = [names for names in latency if latency[names] <= latency[()]]
+        return max(no_slower, key=lambda names: found.tried[names].nearness, default=())
 
     def _twin(self, evidence: Evidence, target: Target) -> Target | None:
         """Returns an earlier target whose graph answers alike: int8 and uint8 of equal placement differ in offset."""
@@ -232,31 +261,30 @@ class Decider:
     def _ranking(self, evidence: Evidence, decisions: Decisions) -> Sequence[LayerCost]:
         """Returns what each layer costs on the TensorRT form, found out once."""
         if not self._ranked:
-            target = self._main
-            layers = evidence.layers(decisions.ranges, target, decisions.repairs[target.name])
+            main = self._main
             self._ranked = rank_layers(
                 evidence.graph,
-                evidence.place(target),
-                lambda placement: quantize_graph(evidence.graph, placement, decisions.ranges, target, layers),
+                evidence.place(main),
+                _Candidate(evidence, main, decisions.ranges, decisions.repairs[main.name]).build,
                 self._judge,
                 lambda done, total: self._progress("layer by layer", done, total),
             )
         return self._ranked
 
     def spare_more(self, decisions: Decisions, target: Target) -> Decisions | None:
-        """Returns the decisions with twice as many layers in float, or None where half of the network is already."""
+        """Returns the decisions with more layers in float, or None where half of the network is already.
+
+        Those are the ones that the reserved pictures ask for, where latency forbade them, or else twice as many.
+        """
         self._ranked = self._ranked or list(decisions.ranking)
         ranking = self._ranking(self._plain.equalized(decisions.equalize), decisions)
         now = decisions.spared.get(target.name, ())
-        more = affordable(ranking, LARGEST_SHARE)[: max(1, 2 * len(now))]
+        more = tuple(cost.layer for cost in affordable(ranking, LARGEST_SHARE, now)[: max(1, 2 * len(now))])
+        if target.name in self._searched and len(self._searched[target.name].best) > len(now):
+            more = self._searched[target.name].best
         if len(more) <= len(now):
             return None
-        spared = {**decisions.spared, target.name: tuple(cost.layer for cost in more)}
-        return replace(decisions, spared=spared, ranking=tuple(ranking))
-
-
-def _helps(found: Score, best: Score) -> bool:
-    return found.sqnr_db > best.sqnr_db + _HELPS_DB
+        return replace(decisions, spared={**decisions.spared, target.name: more}, ranking=tuple(ranking))
 
 
 def _are_alike(ranges: Mapping[str, Range], others: Mapping[str, Range]) -> bool:

@@ -15,9 +15,16 @@ from edgetl.metrics import flip_rate, sqnr_db
 from edgetl.runtime.ort import OrtSession
 from edgetl.spec import ModelSpec
 
-__all__ = ["Judge", "Score"]
+__all__ = ["Judge", "Score", "nearness"]
 
 _Z = 1.645
+# Below this, less noise often means smaller logits, not nearer ones: a graph that answers 0 has 0 dB.
+_MEANINGFUL_DB = 10.0
+
+
+def nearness(sqnr_db: float, flip_rate: float) -> tuple[float, float, float]:
+    """Returns a sort key, greater is nearer to FP32: by noise, or by decisions where noise drowns the logits."""
+    return (1.0, sqnr_db, -flip_rate) if sqnr_db >= _MEANINGFUL_DB else (0.0, -flip_rate, sqnr_db)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,15 @@ class Score:
     def noise(self) -> float:
         """Power of the error over that of the signal; the noises of single layers nearly add up."""
         return float(10 ** (-self.sqnr_db / 10))
+
+    @property
+    def nearness(self) -> tuple[float, float, float]:
+        """Sort key, greater is nearer to FP32."""
+        return nearness(self.sqnr_db, self.flip_rate)
+
+    def beats(self, other: Score, margin: float) -> bool:
+        """Tells whether this is nearer, by a margin in dB."""
+        return nearness(self.sqnr_db - margin, self.flip_rate) > other.nearness
 
     def may_drop(self, limit: float) -> bool:
         """Tells whether the lost pictures are no evidence of a drop above a limit: a handful is lost by chance.

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 
 from edgetl.quantize.graph import Graph
-from edgetl.quantize.judge import Judge, Score
+from edgetl.quantize.judge import Judge, Score, nearness
 from edgetl.quantize.placement import Placement
 
 __all__ = ["ENOUGH_DB", "LARGEST_SHARE", "LayerCost", "affordable", "multiply_adds", "rank_layers", "smallest_set"]
@@ -76,7 +76,7 @@ def rank_layers(
         share = multiply_adds(graph, graph.node(name)) / total
         found.append(LayerCost(name, score.sqnr_db, score.flip_rate, share))
         on_progress(number + 1, len(placement.weights))
-    return sorted(found, key=lambda cost: cost.sqnr_db)
+    return sorted(found, key=lambda cost: nearness(cost.sqnr_db, cost.flip_rate))
 
 
 def smallest_set(
@@ -96,25 +96,27 @@ def smallest_set(
     names: tuple[str, ...] = ()
     tried = {names: evaluate(names)}
     while not (tried[names].may_drop(max_drop) and tried[names].sqnr_db >= ENOUGH_DB):
-        candidates = affordable(ranked(), _SHARE_FOR_DB if tried[names].may_drop(max_drop) else LARGEST_SHARE)
+        share = _SHARE_FOR_DB if tried[names].may_drop(max_drop) else LARGEST_SHARE
+        candidates = affordable(ranked(), share, names)
         following = candidates[: _next(candidates, tried[()], len(names))]
         if len(following) <= len(names):
-            return min(tried, key=lambda n: (not tried[n].may_drop(max_drop), tried[n].noise, len(n)))
+            return max(tried, key=lambda n: (tried[n].may_drop(max_drop), tried[n].nearness, -len(n)))
         names = tuple(cost.layer for cost in following)
         tried[names] = evaluate(names)
     return names
 
 
-def affordable(ranking: Sequence[LayerCost], share: float) -> list[LayerCost]:
-    """Returns the layers that can stay in float, the most expensive first, with those that are in float anyway.
+def affordable(ranking: Sequence[LayerCost], share: float, spared: Sequence[str] = ()) -> list[LayerCost]:
+    """Returns the layers that can stay in float beside those that are anyway: the spared, then the most expensive.
 
     Args:
         ranking: All layers that are not in float anyway.
         share: Of the network's multiply-adds that may be in float.
+        spared: Layers that were chosen before.
     """
     found: list[LayerCost] = []
     left = share + 1e-9 - (1 - sum(cost.share for cost in ranking))
-    for cost in ranking:
+    for cost in sorted(ranking, key=lambda cost: cost.layer not in spared):
         if cost.share <= left:
             found.append(cost)
             left -= cost.share

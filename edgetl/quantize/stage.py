@@ -175,7 +175,7 @@ class Calibrator:
         return Calibration(self._keyed_by, self._pictures.count, judged, decisions, Prepared(evidence.graph, layers))
 
     def spare_more(self, calibration: Calibration, target_name: str) -> Calibration | None:
-        """Returns the same with twice as many layers of a target left in float, or None where that is no help.
+        """Returns the same with more layers of a target left in float, or None where half of the network is already.
 
         Args:
             calibration: Of this calibrator.

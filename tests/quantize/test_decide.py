@@ -146,9 +146,27 @@ def test_of_two_that_keep_the_accuracy_the_one_measured_faster_is_taken(tmp_path
     found = calibrate(float_model, batches(), QuantizeConfig(max_drop=1.0), measure=measure)
     plain = calibrate(float_model, batches(), QuantizeConfig(max_drop=1.0))
     assert plain.decisions.spared["x86"]
-    assert sorted(set(measured)) == [0, len(plain.decisions.spared["x86"])]
+    assert {0, len(plain.decisions.spared["x86"])} <= set(measured)
     assert bool(found.decisions.spared["x86"]) == (latency[1] < latency[0])
     assert found.decisions.spared["tensorrt"] == plain.decisions.spared["tensorrt"]
+
+
+def test_layers_that_cost_time_are_spared_only_when_asked_for(tmp_path):
+    float_model = hard_model(tmp_path)
+
+    def measure(target, model):
+        return 1.0 + sum(n.op_type == "Conv" and "_dq" not in n.input[1] for n in model.graph.node)
+
+    config = QuantizeConfig("max", repair=False, max_drop=0.0)
+    plain = calibrate(float_model, batches(), config)
+    lost = [trial["lost"] for trial in plain.decisions.trials if trial["target"] == "x86"]
+    assert (lost[0], lost[-1]) == (12, 0)
+    with Calibrator(float_model, batches(), config, measure=measure) as calibrator:
+        timed = calibrator.calibrate()
+        asked_for = calibrator.spare_more(timed, "x86")
+    assert timed.decisions.spared["x86"] == ()
+    assert asked_for is not None
+    assert asked_for.decisions.spared["x86"] == plain.decisions.spared["x86"] != ()
 
 
 def test_labels_tell_a_loss_from_a_change(float_model):
