@@ -127,6 +127,8 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "lightning", "timm", "safetensors", "sklearn", "yaml"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "onnxruntime": "cpu",
+    **dict.fromkeys(("tensorrt", "cuda"), "tensorrt"),
+    "tensorrt_rtx": "rtx",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from functools import lru_cache
@@ -11,7 +12,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["arch", "cpu_flags", "cpu_name", "facts", "gpu_names", "has_int8_dot", "is_jetson", "versions"]
+__all__ = [
+    "arch",
+    "available_bytes",
+    "cpu_flags",
+    "cpu_name",
+    "facts",
+    "gpu_names",
+    "has_int8_dot",
+    "has_nvidia_device",
+    "is_jetson",
+    "l4t_release",
+    "versions",
+]
 
 _PACKAGES = (
     "numpy", "pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch", "torchvision",
@@ -60,7 +73,19 @@ def has_int8_dot() -> bool:
 
 def is_jetson() -> bool:
     """Tells whether this is an NVIDIA Jetson (by its L4T release file)."""
-    return Path("/etc/nv_tegra_release").exists()
+    return l4t_release() is not None
+
+
+def l4t_release() -> str | None:
+    """Returns a Jetson's system release, for example ``36.4.3``, or None elsewhere."""
+    line = _first_line("/etc/nv_tegra_release")
+    found = re.search(r"R(\d+) .*?REVISION: ([\d.]+)", line or "")
+    return None if line is None else f"{found[1]}.{found[2]}" if found else line
+
+
+def has_nvidia_device() -> bool:
+    """Tells whether the system shows a GPU of NVIDIA: the driver's device files, a Jetson's, or WSL's."""
+    return any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu", "/dev/dxg"))
 
 
 @lru_cache(maxsize=1)
@@ -96,6 +121,16 @@ def _memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
+
+
+def available_bytes() -> int | None:
+    """Returns the memory that can be had without swapping, None where the system does not tell."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return None if found is None else int(found[1]) << 10
 
 
 def _usable_cores() -> int:

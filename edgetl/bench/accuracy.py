@@ -11,7 +11,7 @@ from edgetl.bundle import Bundle, Variant
 from edgetl.dataset import Dataset, Item
 from edgetl.metrics import flip_rate, macro_f1, top1
 from edgetl.preprocess import preprocess
-from edgetl.runtime.classifier import session_for
+from edgetl.runtime.loading import session_for
 from edgetl.spec import ModelSpec
 
 __all__ = ["answers", "label_indices", "scores"]

@@ -28,7 +28,7 @@ def _latency(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from edgetl.bundle import open_bundle
-    from edgetl.runtime.classifier import session_for
+    from edgetl.runtime.loading import session_for
 
     calls = []
     for side in job["sides"]:
@@ -72,7 +72,7 @@ def _cold(job: dict[str, Any]) -> dict[str, Any]:
 
     imported = time.perf_counter_ns()
     side = job["sides"][0]
-    with edgetl.load(side["bundle"], variant=side["variant"]) as classify:
+    with edgetl.load(side["bundle"], variant=side["variant"], engine="cpu") as classify:
         loaded = time.perf_counter_ns()
         height, width, channels = classify.spec.preprocess.input_shape
         import numpy as np

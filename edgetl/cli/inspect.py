@@ -12,7 +12,7 @@ from edgetl.cli.options import RATE, emit_json, json_option
 __all__ = ["inspect"]
 
 
-@click.command(short_help="Describe a bundle, a run, a collection of pictures, or a backbone.")
+@click.command(short_help="Describe a bundle, a run, a plan, a collection of pictures, or a backbone.")
 @click.argument("thing")
 @click.option("--blocks", is_flag=True, help="List a backbone's blocks, as last:N counts them.")
 @click.option(
@@ -26,12 +26,15 @@ __all__ = ["inspect"]
 def inspect(
     thing: str, blocks: bool, layers: bool, val_fraction: float, allow_leakage: bool, json_out: str | None
 ) -> None:
-    """Describe THING: a bundle, a run, a folder or table of pictures, or a backbone's name."""
+    """Describe THING: a bundle, a run, a TensorRT plan, a folder or table of pictures, or a backbone's name."""
     from edgetl.cli.display import Display
+    from edgetl.cli.layers import show_plan
 
     path = Path(thing)
     with Display(json_to_stdout=json_out == "-") as display:
-        if (path / "manifest.json").exists() or path.suffix == ".edgetl":
+        if path.suffix in (".plan", ".json") and path.is_file():
+            report = show_plan(display, path)
+        elif (path / "manifest.json").exists() or path.suffix == ".edgetl":
             report = _bundle(display, path, layers)
         elif (path / "config.yaml").exists():
             report = _run(display, path)
@@ -44,6 +47,7 @@ def inspect(
 
 def _bundle(display: Any, path: Path, layers: bool) -> dict[str, Any]:
     from edgetl.bundle import open_bundle
+    from edgetl.cli.layers import show_layers
 
     bundle = open_bundle(path)
     bundle.verify()
@@ -57,64 +61,8 @@ def _bundle(display: Any, path: Path, layers: bool) -> dict[str, Any]:
     report = dict(bundle.manifest)
     display.fidelity(bundle)
     if layers:
-        report["layers"] = _layers(display, bundle)
+        report["layers"] = show_layers(display, bundle)
     return report
-
-
-def _layers(display: Any, bundle: Any) -> list[dict[str, Any]]:
-    import json
-
-    from edgetl.quantize import TARGETS, Graph, load_onnx, place
-
-    graph = Graph(load_onnx(bundle.root / bundle.variant("fp32").file))
-    path = bundle.root / "calibration.json"
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    decisions = record.get("decisions", {"layers": (), "spared": {}})
-    costs = {cost["layer"]: cost for cost in decisions["layers"]}
-    in_float = {
-        t.name: dict(place(graph, t, record["keyed_by"]["keep_fp16"], decisions["spared"].get(t.name, ())).spared)
-        for t in (TARGETS if record else ())
-    }
-    found = [
-        {
-            "name": node.name,
-            "op": node.op_type,
-            "weight": node.input[1],
-            "shape": list(graph.shape(node.input[1]) or ()),
-            "alone_db": costs.get(node.name, {}).get("sqnr_db"),
-            "multiply_adds": costs.get(node.name, {}).get("share"),
-            "in_float": {target: layers[node.name] for target, layers in in_float.items() if node.name in layers},
-        }
-        for node in graph.nodes
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and graph.is_constant(node.input[1])
-    ]
-    rows = [
-        (
-            f["name"],
-            f["op"],
-            f["weight"],
-            "x".join(map(str, f["shape"])),
-            "" if f["alone_db"] is None else f"{f['alone_db']:.1f}",
-            "" if f["multiply_adds"] is None else f"{f['multiply_adds']:.1%}",
-            _reasons(f["in_float"], len(in_float)),
-        )
-        for f in found
-    ]
-    columns = ("name", "op", "weight", "shape", "dB if alone in INT8", "multiply-adds", "in float, for")
-    display.table("layers", columns, rows, text=3)
-    if record and not costs:
-        display.note("no layer was tried alone: none had to stay in float for its cost, or --no-mixed let none")
-    return found
-
-
-def _reasons(in_float: dict[str, str], targets: int) -> str:
-    """Returns why a layer stays in float, and on which targets if not on all."""
-    reasons: dict[str, list[str]] = {}
-    for target, reason in in_float.items():
-        reasons.setdefault(reason, []).append(target)
-    return "; ".join(
-        reason if len(names) == targets else f"{reason} ({', '.join(names)})" for reason, names in reasons.items()
-    )
 
 
 def _preprocess_line(p: Any) -> str:

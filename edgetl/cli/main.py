@@ -9,6 +9,7 @@ import click
 
 from edgetl import __version__
 from edgetl.cli.bench import bench
+from edgetl.cli.compile import compile_
 from edgetl.cli.demo import demo
 from edgetl.cli.doctor import doctor
 from edgetl.cli.export import export
@@ -29,12 +30,13 @@ def cli() -> None:
       edgetl demo                                          see it work, on built-in data
       edgetl finetune photos/ --out runs/parts             your pictures, a pretrained backbone
       edgetl export runs/parts --int8 --out parts.edgetl   ONNX, FP16 and INT8, with proof
+      edgetl compile parts.edgetl                          TensorRT plans, the faster one is kept
       edgetl bench parts.edgetl --data photos/             accuracy and latency of each variant
       edgetl predict parts.edgetl bolt.jpg                 what the device app does
     """
 
 
-for _command in (finetune, export, bench, predict, inspect, doctor, demo):
+for _command in (finetune, export, compile_, bench, predict, inspect, doctor, demo):
     cli.add_command(_command)
 
 

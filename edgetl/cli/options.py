@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["FLOATS", "PATH", "RATE", "SIZE", "emit_json", "json_option"]
+__all__ = ["FLOATS", "PATH", "RATE", "SIZE", "SMS", "emit_json", "json_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,7 +63,22 @@ class _Floats(click.ParamType[tuple[float, ...]]):
             return self.fail(f'"{value}" must be numbers with commas between, like 0.485,0.456,0.406', param, ctx)
 
 
-RATE, SIZE, FLOATS = _Rate(), _Size(), _Floats()
+class _Sms(click.ParamType[tuple[int, ...]]):
+    """Comma-separated compute capabilities: ``86,89`` or ``8.6,8.9``."""
+
+    name = "SM,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Returns them without points, each once, ascending."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip().replace(".", "") for part in str(value).split(",")]
+        if all(part.isdecimal() for part in parts):
+            return tuple(sorted({int(part) for part in parts}))
+        return self.fail(f'"{value}" must be compute capabilities with commas between, like 86,89', param, ctx)
+
+
+RATE, SIZE, FLOATS, SMS = _Rate(), _Size(), _Floats(), _Sms()
 
 
 def json_option(function: F) -> F:

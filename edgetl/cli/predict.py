@@ -17,11 +17,18 @@ __all__ = ["predict"]
 @click.argument("bundle", type=PATH)
 @click.argument("pictures", nargs=-1, required=True, type=PATH)
 @click.option("--variant", help="Graph to run.  [default: the one this machine serves best]")
-@click.option("--engine", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--engine", default="auto", show_default=True, help="auto, tensorrt, tensorrt-rtx, cuda or cpu.")
+@click.option("--plans", type=PATH, help="Folder of plans that edgetl compile --out made.")
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to list for each picture.")
 @json_option
 def predict(
-    bundle: Path, pictures: Sequence[Path], variant: str | None, engine: str, top: int, json_out: str | None
+    bundle: Path,
+    pictures: Sequence[Path],
+    variant: str | None,
+    engine: str,
+    plans: Path | None,
+    top: int,
+    json_out: str | None,
 ) -> None:
     """Classify PICTURES (files, or folders of them) with BUNDLE."""
     import edgetl
@@ -32,7 +39,7 @@ def predict(
     results: list[dict[str, Any]] = []
     with (
         Display(json_to_stdout=json_out == "-") as display,
-        edgetl.load(bundle, engine=engine, variant=variant) as classify,
+        edgetl.load(bundle, engine=engine, variant=variant, plans=plans, on_progress=display.progress) as classify,
     ):
         display.note(f"{classify.variant} on {classify.engine}: {classify.reason}")
         paths = list(_files(pictures))

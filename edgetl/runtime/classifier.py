@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl import host
-from edgetl.bundle import Bundle, Variant, open_bundle
 from edgetl.errors import EngineError
 from edgetl.metrics import softmax
 from edgetl.preprocess import Picture, preprocess
-from edgetl.runtime.ort import OrtSession
 from edgetl.runtime.session import Session
 from edgetl.spec import ModelSpec
 
-__all__ = ["ENGINES", "Classifier", "Prediction", "choose_variant", "load", "session_for"]
-
-ENGINES = ("auto", "cpu")
+__all__ = ["Classifier", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -113,60 +106,3 @@ class Classifier:
     def __repr__(self) -> str:
         state = "closed" if self._session is None else self.variant
         return f"<edgetl.Classifier {self.spec.backbone}, {len(self.spec.labels)} classes, {self.engine}: {state}>"
-
-
-def load(
-    bundle: str | Path | Bundle, *, engine: str = "auto", variant: str | None = None, threads: int = 0
-) -> Classifier:
-    """Loads a bundle for prediction.
-
-    Args:
-        bundle: Path of a ``NAME.edgetl`` folder.
-        engine: ``auto`` or ``cpu`` (ONNX Runtime).
-        variant: Name of a graph; by default the one this machine serves best.
-        threads: For one prediction; 0 lets the engine decide.
-
-    Returns:
-        A classifier; use it in a ``with`` statement, or close it.
-
-    Raises:
-        BundleError: The bundle is damaged.
-        EngineError: The engine is unknown, or does not run this variant.
-        MissingExtraError: The engine is not installed.
-    """
-    if engine not in ENGINES:
-        raise EngineError(f'engine "{engine}" is unknown: it must be one of {", ".join(ENGINES)}')
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    chosen, reason = choose_variant(opened, variant)
-    session = OrtSession(opened.read(chosen), opened.spec, threads=threads)
-    return Classifier(session, engine="cpu", variant=chosen.name, reason=reason)
-
-
-def choose_variant(bundle: Bundle, name: str | None = None) -> tuple[Variant, str]:
-    """Returns the graph for this machine's CPU, and why.
-
-    Raises:
-        EngineError: The variant asked for is made for another engine.
-    """
-    native = f"int8-{host.arch()}"
-    if name is not None:
-        variant = bundle.variant(name)
-        if variant.target not in ("any", host.arch()):
-            raise EngineError(
-                f'variant "{name}" is made for {variant.target}, this machine\'s CPU takes fp32 or {native}'
-            )
-        return variant, "asked for by name"
-    names = {v.name: v for v in bundle.variants}
-    if native not in names:
-        return bundle.variant("fp32"), f"the bundle has no {native}"
-    if names[native].recommended is False:
-        return bundle.variant("fp32"), f"{native} is not recommended: {names[native].reason}"
-    if native == "int8-x86" and not host.has_int8_dot():
-        return bundle.variant("fp32"), f"this processor has no VNNI: {native} could saturate and would be slow"
-    return names[native], names[native].reason or "INT8 for this processor"
-
-
-def session_for(bundle: Bundle, variant: Variant, **options: Any) -> OrtSession:
-    """Opens any variant on the CPU, for accuracy: forms made for other machines are computed as they stand."""
-    foreign = variant.precision == "int8" and variant.target != host.arch()
-    return OrtSession(bundle.read(variant), bundle.spec, fake_quant=foreign, **options)

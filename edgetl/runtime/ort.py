@@ -1,7 +1,8 @@
-"""Sessions of ONNX Runtime on the CPU."""
+"""Sessions of ONNX Runtime, on the CPU or through one of its GPU providers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,15 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.errors import EngineError, require
+from edgetl.runtime.session import check_batch
 from edgetl.spec import ModelSpec
 
-__all__ = ["MAX_BATCH", "OrtSession"]
+__all__ = ["MAX_BATCH", "PROVIDERS", "OrtSession", "has_provider"]
 
 MAX_BATCH = 256
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+
+def has_provider(name: str) -> bool:
+    """Tells whether the installed ONNX Runtime was built with a provider: ``cpu``, ``cuda`` or ``tensorrt``."""
+    return PROVIDERS[name] in require("onnxruntime", "cpu").get_available_providers()
 
 
 class OrtSession:
-    """A graph in ONNX Runtime's CPU engine. Thread-safe: ONNX Runtime's ``run`` is.
+    """A graph in ONNX Runtime. Thread-safe: ONNX Runtime's ``run`` is.
 
     Args:
         model: Path, or the file's bytes.
@@ -27,9 +39,11 @@ class OrtSession:
         spin: Whether idle threads burn their core to react faster. Off, or sessions in one process fight.
         fake_quant: Computes Q/DQ pairs as they stand instead of fusing them into integer kernels: what
             TensorRT's numbers look like, at the price of speed.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``: what computes.
+        provider_options: Of it, in ONNX Runtime's words.
 
     Raises:
-        EngineError: ONNX Runtime refuses the graph; its own words are quoted.
+        EngineError: ONNX Runtime refuses the graph, in its own words, or computes it elsewhere than asked.
         MissingExtraError: onnxruntime is not installed.
     """
 
@@ -41,8 +55,16 @@ class OrtSession:
         threads: int = 0,
         spin: bool = False,
         fake_quant: bool = False,
+        provider: str = "cpu",
+        provider_options: Mapping[str, str] | None = None,
     ) -> None:
         ort = require("onnxruntime", "cpu")
+        wanted = PROVIDERS[provider]
+        if wanted not in ort.get_available_providers():
+            raise EngineError(
+                f"the installed onnxruntime has no {wanted}: pip uninstall -y onnxruntime, then "
+                "pip install 'edgetl[cuda]'"
+            )
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
@@ -53,10 +75,15 @@ class OrtSession:
         name = "graph" if isinstance(model, bytes) else str(model)
         try:
             self._session: Any = ort.InferenceSession(
-                model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+                model if isinstance(model, bytes) else str(model),
+                options,
+                providers=[(wanted, dict(provider_options or {}))],
             )
         except Exception as error:  # onnxruntime raises its own classes, unrelated to each other
             raise EngineError(f"{name}: ONNX Runtime refuses it ({_first_line(error)})") from None
+        got = self._session.get_providers()[0]
+        if got != wanted:  # ONNX Runtime takes the CPU without a word where a provider does not start
+            raise EngineError(f"{name}: asked for {wanted}, ONNX Runtime took {got}; edgetl doctor says what it lacks")
         self.spec = spec
         self.max_batch = MAX_BATCH
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -91,11 +118,7 @@ class OrtSession:
         session = self._session
         if session is None:
             raise EngineError("this session is closed; load the bundle again")
-        if batch.dtype != np.uint8 or batch.shape[1:] != self.spec.preprocess.input_shape:
-            wanted = ", ".join(map(str, self.spec.preprocess.input_shape))
-            raise EngineError(f"input is {batch.dtype} {batch.shape}, this model takes uint8 (N, {wanted})")
-        if not 1 <= len(batch) <= self.max_batch:
-            raise EngineError(f"batch of {len(batch)} pictures: it must be 1 to {self.max_batch}")
+        check_batch(batch, self.spec, self.max_batch)
         try:
             values = session.run(self._outputs, {self._input: batch})
         except Exception as error:

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.errors import EngineError
 from edgetl.spec import ModelSpec
 
-__all__ = ["Session"]
+__all__ = ["Session", "check_batch"]
 
 
 class Session(Protocol):
@@ -28,3 +29,16 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Releases the engine; further calls of `infer` raise EngineError."""
+
+
+def check_batch(batch: NDArray[Any], spec: ModelSpec, max_batch: int) -> None:
+    """Refuses an input that does not fit.
+
+    Raises:
+        EngineError: Its type, its shape or its length is another.
+    """
+    if batch.dtype != np.uint8 or batch.shape[1:] != spec.preprocess.input_shape:
+        wanted = ", ".join(map(str, spec.preprocess.input_shape))
+        raise EngineError(f"input is {batch.dtype} {batch.shape}, this model takes uint8 (N, {wanted})")
+    if not 1 <= len(batch) <= max_batch:
+        raise EngineError(f"batch of {len(batch)} pictures: it must be 1 to {max_batch}")

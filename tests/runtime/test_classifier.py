@@ -19,7 +19,8 @@ from edgetl import host
 from edgetl.bundle import open_bundle
 from edgetl.errors import BundleError, EngineError, PictureError
 from edgetl.preprocess import preprocess
-from edgetl.runtime.classifier import Classifier, Prediction, choose_variant, session_for
+from edgetl.runtime.classifier import Classifier, Prediction
+from edgetl.runtime.loading import choose_variant, session_for
 
 NATIVE = f"int8-{host.arch()}"
 FOREIGN = "int8-arm" if host.arch() == "x86" else "int8-x86"

@@ -1,0 +1,98 @@
+"""What the builder tells of its kernels, read from its own words: real lines of TensorRT-RTX 1.7, shortened."""
+
+import json
+
+import pytest
+
+from edgetl.compile import EngineLayer, layers_of_inspector, layers_of_log, report_of
+from edgetl.compile.layers import EngineTensor
+
+LOG = """Layers:
+Name: __mye_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata: 
+Name: __myl_Cast_1, LayerType: kgen, Inputs: [ { Name: pictures, Dimensions: [-1,224,224,3], Strides: [150528,672,3,1], \
+StrideOrder: [3,2,1,0], Datatype: UInt8, Format: (Linear) Row major linear format }], Constants: [ { Name: c, Dimensions: \
+[1,3,1,224], Strides: [672,224,224,1], StrideOrder: [3,2,1,0], Datatype: Float, Format: (Linear) Row major linear \
+format }], Outputs: [ { Name: k60, Dimensions: [-1,4,224,224], Strides: [1,1,1,1], StrideOrder: [3,0,2,1], Datatype: \
+Int8, Format: (NHWC) Channel major format }], TacticName: __myl_Cast_0x85, StreamId: 0, Metadata: [ONNX Layer: \
+node__to_copy][ONNX Layer: q_div][ONNX Layer: conv1]
+Name: conv1_myl0_3, LayerType: correlation, Inputs: [ { Name: k60, Dimensions: [-1,4,224,224], Strides: [1,1,1,1], \
+StrideOrder: [3,0,2,1], Datatype: Int8, Format: (NHWC) Channel major format }], Constants: [ { Name: w, Dimensions: \
+[16,4,3,3], Strides: [36,1,12,4], StrideOrder: [3,0,2,1], Datatype: Int8, Format: (NHWC) Channel major format }], \
+Outputs: [ { Name: k62, Dimensions: [-1,16,112,112], Strides: [1,1,1,1], StrideOrder: [3,0,2,1], Datatype: Float, \
+Format: (NHWC) Channel major format }, { Name: k63, Dimensions: [-1,16], Strides: [1,1], StrideOrder: [1,0], Datatype: \
+Half, Format: (Linear) Row major linear format }], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: [ONNX Layer: \
+conv1][ONNX Layer: dq_div]
+nothing of this kind"""
+
+
+def test_lines_of_the_log():
+    shape_call, cast, conv = layers_of_log(LOG)
+    assert (shape_call.kind, shape_call.inputs, shape_call.onnx) == ("shape_call", (), ())
+    assert cast.inputs == (EngineTensor("pictures", "UInt8", "(Linear) Row major linear format", (-1, 224, 224, 3)),)
+    assert cast.onnx == ("node__to_copy", "q_div", "conv1")
+    assert [t.name for t in conv.outputs] == ["k62", "k63"]
+    assert [t.dtype for t in conv.outputs] == ["Float", "Half"]
+    assert (cast.converts, conv.converts) == (True, False)
+    assert dict(report_of((shape_call, cast, conv), ["conv1"]).weighted) == {"conv1": "Int8"}
+
+
+@pytest.mark.parametrize("text", ["", "Layers:\n", "Name: x, LayerType: y", "LayerType: " * 1000])
+def test_other_text_has_no_layers(text):
+    assert layers_of_log(text) == ()
+    assert report_of((), ["conv1"]).weighted == {}
+
+
+def test_the_inspectors_json_of_ten_and_of_eleven():
+    """The fields that TensorRT 11's migration guide names: Format/Datatype was split in two."""
+    told = {
+        "Layers": [
+            {"Name": "conv1 + relu", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: conv1]",
+             "Inputs": [{"Name": "a", "Dimensions": [1, 4, 8, 8], "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+             "Outputs": [{"Name": "b", "Dimensions": [1, 4, 8, 8], "Format/Datatype": "Row major linear FP32"}]},
+            {"Name": "reformat", "LayerType": "Reformat",
+             "Inputs": [{"Name": "b", "Dimensions": [1, 4, 8, 8], "Format": "Row major", "Datatype": "FP16"}],
+             "Outputs": [{"Name": "c", "Dimensions": [1, 4, 8, 8], "Format": "Channel major", "Datatype": "FP16"}]},
+            "only a name, where verbosity is low",
+        ]
+    }  # fmt: skip
+    conv, reformat = layers_of_inspector(json.dumps(told))
+    assert (conv.inputs[0].dtype, conv.outputs[0].dtype) == ("Int8", "Float")
+    assert (reformat.inputs[0].dtype, reformat.converts) == ("Half", True)
+    assert layers_of_inspector("{}") == ()
+
+
+def chain(*types, side=None):
+    """Convolutions one behind the other with the given input types; ``side`` are their map sizes."""
+    layers = []
+    for number, dtype in enumerate(types):
+        size = (side or {}).get(number, 8)
+        taken = EngineTensor(f"t{number}", dtype, "", (-1, 16, size, size))
+        made = EngineTensor(f"f{number}", "Float", "", (-1, 16, size, size))
+        following = types[number + 1] if number + 1 < len(types) else "Half"
+        passed = EngineTensor(f"t{number + 1}", following, "", (-1, 16, size, size))
+        layers.append(EngineLayer(f"kernel{number}", "correlation", (taken,), (made,), (f"conv{number}",)))
+        layers.append(EngineLayer(f"glue{number}", "kgen", (made,), (passed,), (f"conv{number}", "relu")))
+    return report_of(layers, [f"conv{n}" for n in range(len(types))])
+
+
+@pytest.mark.parametrize(
+    ("types", "islands"),
+    [
+        (["Int8", "Int8", "Int8"], ()),
+        (["Half", "Int8", "Int8", "Half"], ()),  # float at the ends costs one conversion, not two
+        (["Int8", "Half", "Int8"], (("conv1",),)),
+        (["Int8", "Half", "Half", "Int8"], (("conv1", "conv2"),)),
+        (["Int8", "Half", "Int8", "Float", "Int8"], (("conv1",), ("conv3",))),
+        (["Half", "Half"], ()),
+    ],
+)
+def test_islands_are_float_between_integers(types, islands):
+    assert chain(*types).islands == islands
+
+
+def test_a_single_position_is_no_island():
+    assert chain("Int8", "Half", "Int8", side={1: 1}).islands == ()
+
+
+def test_conversions_are_counted_and_the_graphs_order_does_not_matter():
+    assert chain("Int8", "Int8", "Half").conversions == 1  # behind the first; float in, float out at the others
