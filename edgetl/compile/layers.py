@@ -17,7 +17,7 @@ __all__ = ["BuildReport", "EngineLayer", "EngineTensor", "layers_of_inspector", 
 
 _LINE = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*?\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, StreamId: .*?, Metadata: (?P<metadata>.*)$"
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, StreamId: .*?, Metadata:(?P<metadata>.*)$"
 )
 _ONNX = re.compile(r"\[ONNX Layer: (.*?)\]")
 # Kernels that the compiler makes of element-wise work, and moves; no convolution runs in one.
