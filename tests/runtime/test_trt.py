@@ -1,0 +1,248 @@
+"""Sessions of TensorRT on stand-ins that are strict about its rules; the real ones are in test_gpu.py."""
+
+import threading
+
+import numpy as np
+import pytest
+from stand_in import Cuda, TensorRT
+from tiny import TINY_BIAS, TINY_WEIGHT, noise, tiny_graph, tiny_spec, tiny_variant, write_tiny_bundle
+
+import edgetl
+from edgetl import gpu
+from edgetl.bundle import write_manifest
+from edgetl.compile import PlanSettings, product_named
+from edgetl.errors import EngineError, MissingExtraError
+from edgetl.runtime.cuda import Buffer, Stream
+from edgetl.runtime.trt import TrtSession
+
+PRODUCT = product_named("tensorrt")
+PLAN = b"1-8|" + tiny_graph()
+
+
+def pictures(count, seed=0):
+    return np.stack([noise(16, 16, seed=seed + i) for i in range(count)])
+
+
+def expected(batch):
+    return batch.reshape(len(batch), -1, 3).mean(axis=1) @ TINY_WEIGHT.T + TINY_BIAS
+
+
+def installed(monkeypatch, cuda, trt):
+    def require(module, extra):
+        found = {"cuda.bindings.runtime": cuda, "tensorrt": trt}.get(module)
+        if found is None:
+            raise MissingExtraError(f"{module} is not installed, and this step needs it: pip install 'edgetl[{extra}]'")
+        return found
+
+    monkeypatch.setattr("edgetl.gpu.require", require)
+    monkeypatch.setattr("edgetl.compile.api.require", require)
+    monkeypatch.setattr("edgetl.host.has_nvidia_device", lambda: True)
+    gpu.current_gpu.cache_clear()
+
+
+@pytest.fixture(params=["own memory", "shared memory"])
+def cuda(request, monkeypatch):
+    yield Cuda(integrated=request.param == "shared memory")
+    gpu.current_gpu.cache_clear()
+
+
+@pytest.fixture
+def trt(cuda, monkeypatch):
+    found = TensorRT(cuda)
+    installed(monkeypatch, cuda, found)
+    return found
+
+
+def test_answers_of_every_batch_size_in_any_order_and_nothing_leaks(cuda, trt):
+    with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
+        assert session.max_batch == 8
+        for count in (1, 3, 1, 8, 2, 7, 5, 1, 3, 5, 8):
+            batch = pictures(count, seed=count)
+            answer = session.infer(batch)
+            np.testing.assert_allclose(answer["logits"], expected(batch), rtol=1e-4)
+            assert answer["embedding"].shape == (count, 3)
+    assert cuda.leaked == (0, 0, 0, 0)
+    assert (cuda.copies == 0) is cuda.integrated
+
+
+def test_a_size_is_recorded_once_and_then_launched(cuda, trt):
+    with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
+        for _ in range(5):
+            session.infer(pictures(1))
+        assert (cuda.launches, trt.contexts) == (5, 2)  # the shared context, and this size's own
+        for count in range(1, 9):
+            session.infer(pictures(count))
+        assert trt.contexts == 5  # four sizes are recorded, the others share one context
+        assert session.eager_because == ""
+
+
+def test_where_recording_is_impossible_the_answers_are_the_same(cuda, trt):
+    cuda.capturable = False
+    with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
+        for count in (1, 2, 1):
+            np.testing.assert_allclose(session.infer(pictures(count))["logits"], expected(pictures(count)), rtol=1e-4)
+        assert "cudaErrorStreamCaptureUnsupported" in session.eager_because
+        assert cuda.launches == 0
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_a_plan_of_one_size_is_filled_up(cuda, trt):
+    with TrtSession(b"4-4|" + tiny_graph(), tiny_spec(), PRODUCT) as session:
+        answer = session.infer(pictures(3))
+        np.testing.assert_allclose(answer["logits"], expected(pictures(3)), rtol=1e-4)
+
+
+def test_threads_take_turns(cuda, trt):
+    batches = [pictures(1 + n % 4, seed=n) for n in range(40)]
+    answers = [None] * len(batches)
+    with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
+
+        def work(start):
+            for n in range(start, len(batches), 4):
+                answers[n] = session.infer(batches[n])["logits"]
+
+        threads = [threading.Thread(target=work, args=(start,)) for start in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for batch, answer in zip(batches, answers, strict=True):
+        np.testing.assert_allclose(answer, expected(batch), rtol=1e-4)
+
+
+def test_an_answer_is_the_callers_own(cuda, trt):
+    with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
+        first = session.infer(pictures(1))["logits"]
+        kept = first.copy()
+        session.infer(pictures(1, seed=9))
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_a_plan_that_is_refused_quotes_the_logger_and_leaves_nothing(cuda, trt):
+    trt.refuse = True
+    with pytest.raises(
+        EngineError, match=r"^parts: tensorrt refuses this plan \(.*Magic tag does not match\)\); build"
+    ):
+        TrtSession(PLAN, tiny_spec(), PRODUCT, name="parts")
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_a_failing_run_quotes_the_logger(cuda, trt):
+    with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
+        trt.fail_runs = True
+        with pytest.raises(EngineError, match=r"^TensorRT failed \(.*no luck\)\)$"):
+            session.infer(pictures(2))
+
+
+def test_too_little_memory_is_told_and_leaves_nothing(cuda, trt):
+    cuda.memory_left = 100
+    with pytest.raises(EngineError, match=r"^CUDA: cudaErrorMemoryAllocation"):
+        TrtSession(PLAN, tiny_spec(), PRODUCT)
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_inputs_that_do_not_fit_and_a_closed_session(cuda, trt):
+    session = TrtSession(PLAN, tiny_spec(), PRODUCT)
+    with pytest.raises(EngineError, match=r"^batch of 9 pictures: it must be 1 to 8$"):
+        session.infer(pictures(9))
+    assert session.layers()[0].kind == "CaskConvolution"
+    session.close()
+    session.close()
+    with pytest.raises(EngineError, match="this session is closed"):
+        session.infer(pictures(1))
+    with pytest.raises(EngineError, match="this session is closed"):
+        session.layers()
+
+
+def test_a_plan_for_other_pictures(cuda, trt):
+    with pytest.raises(EngineError, match=r"takes \(N, \*\(16, 16, 3\)\), the spec says \(N, \*\(8, 8, 3\)\)"):
+        TrtSession(PLAN, tiny_spec(size=8), PRODUCT)
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_a_buffer_holds_both_sides(cuda, trt):
+    with Stream() as stream:
+        buffer = Buffer((4, 3), np.float32)
+        buffer.host[:] = np.arange(12).reshape(4, 3)
+        buffer.upload(2, stream)
+        there = np.frombuffer(cuda.memory(buffer.device), np.float32)
+        assert list(there[:6]) == list(range(6))
+        assert buffer.shared is cuda.integrated
+        assert (there[6] == 0) is not cuda.integrated  # rows that were not sent
+        buffer.close()
+        buffer.close()
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+# --- edgetl.load
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
+    root = tmp_path / "parts.edgetl"
+    root.mkdir()
+    names = ("fp32", "fp16", "int8-tensorrt", "int8-x86")
+    graphs = {name: tiny_graph(bias=TINY_BIAS + np.float32(number / 1000)) for number, name in enumerate(names)}
+    variants = [tiny_variant(root, name, graph) for name, graph in graphs.items()]
+    write_manifest(root, tiny_spec(), variants, provenance={}, proof={})
+    return root
+
+
+def test_the_first_load_times_both_and_the_second_remembers(cuda, trt, bundle):
+    with edgetl.load(bundle, engine="tensorrt") as classify:
+        chosen = classify.variant
+        assert chosen in ("fp16", "int8-tensorrt")
+        assert classify.reason.startswith("the fastest here (")
+        assert "built plan" in classify.reason
+        assert classify(noise(16, 16)).label == edgetl.load(bundle, engine="cpu")(noise(16, 16)).label
+    assert trt.builds == 2
+    launched = cuda.launches
+    assert launched >= 2 * 200
+    with edgetl.load(bundle, engine="tensorrt") as classify:
+        assert (classify.variant, trt.builds, cuda.launches) == (chosen, 2, launched)
+        assert "cached plan" in classify.reason
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_what_lost_its_accuracy_does_not_race(cuda, trt, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
+    root = write_tiny_bundle(
+        tmp_path / "b.edgetl", ("fp32", "int8-tensorrt"), recommended=False, reason="loses 9 points"
+    )
+    with pytest.raises(EngineError, match=r"has no fp16 or int8-tensorrt that kept its accuracy"):
+        edgetl.load(root, engine="tensorrt")
+    with edgetl.load(root, engine="tensorrt", variant="int8-tensorrt") as classify:
+        assert classify.reason == "asked for by name, built plan"
+
+
+def test_auto_takes_tensorrt_and_says_why(cuda, trt, bundle):
+    with edgetl.load(bundle) as classify:
+        assert classify.engine == "tensorrt"
+    with edgetl.load(bundle, variant="int8-x86") as classify:
+        assert (classify.engine, classify.variant) == ("cpu", "int8-x86")
+
+
+def test_auto_falls_to_the_cpu_with_every_reason_and_by_name_nothing_falls(cuda, monkeypatch, bundle):
+    installed(monkeypatch, cuda, None)
+    with edgetl.load(bundle) as classify:
+        assert classify.engine == "cpu"
+        for reason in ("not tensorrt: tensorrt is not installed", "not tensorrt-rtx: ", "not cuda: the installed onnx"):
+            assert reason in classify.reason
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgetl\[tensorrt\]'"):
+        edgetl.load(bundle, engine="tensorrt")
+
+
+def test_nothing_is_built_where_that_is_forbidden(cuda, trt, bundle):
+    with pytest.raises(EngineError, match=r"has no plan of (fp16|int8-tensorrt) here; edgetl compile makes one"):
+        edgetl.load(bundle, engine="tensorrt", build="never")
+    assert trt.builds == 0
+    with pytest.raises(EngineError, match="no such folder of plans"):
+        edgetl.load(bundle, engine="tensorrt", plans="nowhere")
+
+
+def test_settings_are_part_of_the_key(cuda, trt, bundle):
+    for settings, builds in ((None, 1), (PlanSettings(max_batch=4), 2), (None, 2)):
+        with edgetl.load(bundle, engine="tensorrt", variant="fp16", settings=settings) as classify:
+            assert classify.batch([noise(16, 16)] * 9)
+        assert trt.builds == builds
