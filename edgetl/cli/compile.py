@@ -109,7 +109,7 @@ def _to_carry(
     for variant in _variants(bundle, names):
         plan, record = write_plan(bundle, variant, product, settings, out, on_progress=display.progress)
         plans.append({"path": str(plan.path), "bytes": plan.path.stat().st_size, **record})
-    _show(display, plans)
+    _show(display, out, plans)
     return {"engine": product.name, "plans": plans}
 
 
@@ -123,10 +123,10 @@ def _for_this_machine(
     plans = []
     for variant in _variants(bundle, names):
         ready = plan_for(bundle, variant, product, settings, cache, on_progress=display.progress)
-        plans.append({"path": str(cache.root), "bytes": len(ready.data), "origin": ready.origin, **ready.record})
+        plans.append({"path": str(ready.path), "bytes": len(ready.data), "origin": ready.origin, **ready.record})
         for note in ready.notes:
             display.note(note)
-    _show(display, plans)
+    _show(display, cache.root, plans)
     only = names[0] if len(names) == 1 else None
     with load(bundle, engine=product.name, variant=only, settings=settings, on_progress=display.progress) as classify:
         display.console.print(f"{classify.variant}: {classify.reason}")
@@ -153,7 +153,7 @@ def _variants(bundle: Bundle, names: Sequence[str]) -> list[Any]:
     return found
 
 
-def _show(display: Display, plans: Sequence[dict[str, Any]]) -> None:
+def _show(display: Display, folder: Path, plans: Sequence[dict[str, Any]]) -> None:
     rows = []
     for plan in plans:
         report = plan["report"]
@@ -161,7 +161,7 @@ def _show(display: Display, plans: Sequence[dict[str, Any]]) -> None:
         rows.append(
             (
                 plan["variant"],
-                plan["path"],
+                Path(plan["path"]).name,
                 f"{plan['bytes'] / 1e6:.2f}",
                 f"{plan['seconds']:.1f}",
                 str(len(report["layers"])),
@@ -171,7 +171,7 @@ def _show(display: Display, plans: Sequence[dict[str, Any]]) -> None:
             )
         )
     columns = ("variant", "plan", "MB", "built in s", "kernels", "layers in INT8", "conversions", "float islands")
-    display.table("plans", columns, rows, text=2)
+    display.table(f"plans in {folder}", columns, rows, text=2)
     for plan in plans:
         for warning in plan["warnings"]:
             display.note(f"{plan['variant']}: {warning}")

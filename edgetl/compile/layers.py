@@ -20,7 +20,7 @@ _LINE = re.compile(
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, StreamId: .*?, Metadata:(?P<metadata>.*)$"
 )
 _ONNX = re.compile(r"\[ONNX Layer: (.*?)\]")
-# Kernels that the compiler makes of element-wise work, and moves; no convolution runs in one.
+# Kernels that the compiler makes of element-wise work, and moves.
 _ELEMENTWISE = frozenset({"kgen", "reformat", "noop", "pointwise", "pointwisev2", "shape_call", "constant", "shuffle"})
 _INT8 = "Int8"
 
@@ -178,9 +178,12 @@ def report_of(layers: Sequence[EngineLayer], weighted: Sequence[str]) -> BuildRe
 
 
 def _runs(node: str, layers: Sequence[EngineLayer]) -> EngineLayer | None:
-    """Returns the fused layer that a node's products are in: kernels before and behind it name it as well."""
+    """Returns the fused layer that a node's products are in: kernels before and behind it name it as well.
+
+    A product of few terms, as in squeeze-excite, may have become element-wise work itself.
+    """
     holding = [layer for layer in layers if node in layer.onnx]
-    return next((layer for layer in holding if layer.kind.lower() not in _ELEMENTWISE), None)
+    return next((layer for layer in holding if layer.kind.lower() not in _ELEMENTWISE), next(iter(holding), None))
 
 
 def _islands(

@@ -26,6 +26,7 @@ class ReadyPlan:
 
     Attributes:
         data: Native code, whose hash was checked.
+        path: The file it was read from or written to.
         key: Of a plan that is built here.
         record: What is known of it: ``variant, seconds, warnings, left_to_gpu, report`` ...
         origin: ``carried``, ``cached`` or ``built``.
@@ -33,6 +34,7 @@ class ReadyPlan:
     """
 
     data: bytes
+    path: Path
     key: PlanKey
     record: Mapping[str, Any]
     origin: str
@@ -71,11 +73,11 @@ def plan_for(
     if plans is not None:
         found = plans.find_fitting(key)
         if found.plan is not None:
-            return ReadyPlan(found.plan, key, found.record, "carried")
+            return ReadyPlan(found.plan, plans.root / found.record["plan"], key, found.record, "carried")
         notes.append(found.reason)
     found = cache.find(key)
     if found.plan is not None:
-        return ReadyPlan(found.plan, key, found.record, "cached", tuple(notes))
+        return ReadyPlan(found.plan, cache.root / found.record["plan"], key, found.record, "cached", tuple(notes))
     notes += [found.reason] if found.reason else []
     if not build:
         told = f" ({'; '.join(notes)})" if notes else ""
@@ -83,7 +85,7 @@ def plan_for(
     with cache.building(key):
         found = cache.find(key)  # by whoever held the lock
         if found.plan is not None:
-            return ReadyPlan(found.plan, key, found.record, "cached", tuple(notes))
+            return ReadyPlan(found.plan, cache.root / found.record["plan"], key, found.record, "cached", tuple(notes))
         timings = replace(key, graph_sha256="timings of kernels", settings={})
         built = build_plan(
             bundle.read(variant),
@@ -94,10 +96,10 @@ def plan_for(
             on_progress=on_progress,
         )
         record = _record(bundle, variant, built)
-        cache.put(key, built.data, record)
+        stored = cache.put(key, built.data, record)
         if built.timings:
             cache.put(timings, built.timings, {})
-    return ReadyPlan(built.data, key, record, "built", tuple(notes))
+    return ReadyPlan(built.data, stored.path, key, record, "built", tuple(notes))
 
 
 def write_plan(

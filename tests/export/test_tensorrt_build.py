@@ -2,8 +2,9 @@
 
 import onnx_graphs as graphs
 import pytest
-import tensorrt_builder
 
+from edgetl.compile import PlanSettings, build_plan, product_named
+from edgetl.errors import EngineError
 from edgetl.quantize import QuantizeConfig, calibrate, write_fp16, write_int8
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
@@ -28,14 +29,18 @@ def files(tmp_path_factory):
     return found
 
 
+def built_for_all(path):
+    return build_plan(path.read_bytes(), path.name, product_named("tensorrt-rtx"), PlanSettings(sms=(80, 86, 89, 120)))
+
+
 @pytest.mark.parametrize("form", ["fp32", "fp16", "int8-tensorrt"])
 @pytest.mark.parametrize("graph", ["everything", "matmul"])
 def test_every_form_builds_without_a_warning(files, graph, form):
-    plan, warnings = tensorrt_builder.build(files[graph, form], *tensorrt_builder.ALL)
-    assert len(plan) > 1000
-    assert warnings == []
+    built = built_for_all(files[graph, form])
+    assert len(built.data) > 1000
+    assert built.warnings == ()
 
 
 def test_the_form_for_cpus_is_refused(files):
-    with pytest.raises(AssertionError, match="refuses it"):
-        tensorrt_builder.build(files["everything", "int8-x86"], 86)
+    with pytest.raises(EngineError, match="cannot read it"):
+        built_for_all(files["everything", "int8-x86"])

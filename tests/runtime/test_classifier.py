@@ -171,7 +171,9 @@ def test_variant_made_for_another_target(tmp_path, name):
 
 
 def test_unknown_names(tiny_bundle):
-    with pytest.raises(EngineError, match=r'^engine "tpu" is unknown: it must be one of auto, cpu$'):
+    with pytest.raises(
+        EngineError, match=r'^engine "tpu" is unknown: it must be one of auto, tensorrt, tensorrt-rtx, cuda, cpu$'
+    ):
         edgetl.load(tiny_bundle, engine="tpu")
     with pytest.raises(BundleError, match=f'has no variant "fp64"; it has fp32, {NATIVE}$'):
         edgetl.load(tiny_bundle, variant="fp64")
