@@ -21,8 +21,6 @@ __all__ = [
     "gpu_names",
     "has_int8_dot",
     "has_nvidia_device",
-    "is_jetson",
-    "l4t_release",
     "versions",
 ]
 
@@ -69,18 +67,6 @@ def cpu_flags() -> frozenset[str]:
 def has_int8_dot() -> bool:
     """Tells whether this processor multiplies int8 without saturating and fast (VNNI; SDOT or i8mm on Arm)."""
     return bool(cpu_flags() & {"avx512_vnni", "avx_vnni", "asimddp", "i8mm"})
-
-
-def is_jetson() -> bool:
-    """Tells whether this is an NVIDIA Jetson (by its L4T release file)."""
-    return l4t_release() is not None
-
-
-def l4t_release() -> str | None:
-    """Returns a Jetson's system release, for example ``36.4.3``, or None elsewhere."""
-    line = _first_line("/etc/nv_tegra_release")
-    found = re.search(r"R(\d+) .*?REVISION: ([\d.]+)", line or "")
-    return None if line is None else f"{found[1]}.{found[2]}" if found else line
 
 
 def has_nvidia_device() -> bool:

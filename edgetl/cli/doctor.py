@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgetl.cli.options import emit_json, json_option
+
+if TYPE_CHECKING:
+    from edgetl.compile import Product
+    from edgetl.jetson import Jetson
 
 __all__ = ["doctor"]
 
@@ -24,6 +29,7 @@ _PARTS = (
     ("export", "onnxscript", "export"),
     ("build TensorRT plans", "tensorrt", "tensorrt"),
     ("build TensorRT-RTX plans", "tensorrt_rtx", "rtx"),
+    ("run plans", "cuda", "tensorrt"),
 )
 
 
@@ -38,8 +44,11 @@ def doctor(json_out: str | None) -> None:
     display = Display(json_to_stdout=json_out == "-")
     facts = report["host"]
     display.console.print(f"{facts['cpu']}, {facts['cores']} cores usable, {facts['arch']}, {facts['system']}")
-    gpus = ", ".join(facts["gpus"]) or "none that nvidia-smi lists"
-    display.console.print(f"GPU: {gpus}" + (f"; board: {facts['board']}" if facts["board"] else ""))
+    display.console.print(_gpu_line(report))
+    if report["jetson"]:
+        display.console.print(_jetson_line(report["jetson"]))
+    cache = report["cache"]
+    display.console.print(f"plans: {cache['plans']} in {cache['path']}, {cache['bytes'] / 1e6:.1f} MB")
     if host.arch() == "x86" and not facts["int8_dot"]:
         display.note("this processor has no VNNI: INT8 gains less here, and large sums can saturate")
     rows = [
@@ -59,6 +68,8 @@ def _examine() -> dict[str, Any]:
     from importlib import metadata
 
     from edgetl import host
+    from edgetl.compile import PRODUCTS
+    from edgetl.jetson import jetson
 
     owners = metadata.packages_distributions()
     parts = []
@@ -75,7 +86,12 @@ def _examine() -> dict[str, Any]:
             }
         )
     providers = _providers()
-    problems = []
+    board, cache = jetson(), _cache()
+    device, why_none = _gpu()
+    problems = [] if cache["problem"] is None else [cache["problem"]]
+    if device is None and (host.has_nvidia_device() or board is not None):
+        problems.append(f"the GPU cannot be used: {why_none}")
+    problems += [why for why in map(_why_broken, PRODUCTS) if why is not None]
     if host.gpu_names() and providers and "CUDAExecutionProvider" not in providers:
         problems.append(
             "onnxruntime here has no CUDA: pip uninstall -y onnxruntime, then pip install 'edgetl[cuda]', to run "
@@ -87,15 +103,108 @@ def _examine() -> dict[str, Any]:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files: "
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install one"
         )
-    if host.is_jetson() and any(name.lower().startswith("tensorrt") for name in owners.get("tensorrt", [])):
+    if board is not None:
+        from_pip = any(name.lower().startswith("tensorrt") for name in owners.get("tensorrt", []))
+        problems += _problems_of(board, importlib.util.find_spec("tensorrt") is not None, from_pip)
+    return {
+        "host": host.facts(),
+        "gpu": device,
+        "jetson": None if board is None else board.to_dict(),
+        "cache": cache,
+        "parts": parts,
+        "providers": providers,
+        "problems": problems,
+    }
+
+
+def _gpu() -> tuple[dict[str, Any] | None, str]:
+    """Returns what CUDA says of the GPU, or why it says nothing."""
+    from edgetl import gpu
+    from edgetl.errors import EngineError, MissingExtraError
+
+    try:
+        return {**gpu.current_gpu().to_dict(), "cuda_driver": gpu.driver_version()}, ""
+    except (EngineError, MissingExtraError) as error:
+        return None, str(error)
+
+
+def _why_broken(product: Product) -> str | None:
+    """Returns why a product that is installed cannot be loaded, or None."""
+    from edgetl.errors import EngineError, MissingExtraError
+
+    try:
+        product.bindings()
+    except MissingExtraError:
+        return None
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+def _problems_of(board: Jetson, tensorrt: bool, from_pip: bool) -> list[str]:
+    """Returns what keeps a Jetson from running plans, or from running them at their speed."""
+    problems = []
+    if (board.jetpack or "").startswith("5"):
+        problems.append(f"JetPack {board.jetpack} brings TensorRT 8, edgetl needs 10.3: flash JetPack 6.1 or newer")
+    if from_pip:
         problems.append("tensorrt came from pip; on a Jetson use JetPack's, in a venv with --system-site-packages")
-    return {"host": host.facts(), "parts": parts, "providers": providers, "problems": problems}
+    elif not tensorrt and board.system_tensorrt is not None:
+        problems.append(
+            f"TensorRT is in {board.system_tensorrt}, this environment does not see it: make it again by "
+            "python3 -m venv --system-site-packages"
+        )
+    elif not tensorrt:
+        problems.append("TensorRT is not installed: sudo apt-get install python3-libnvinfer")
+    if board.power_mode is not None and not board.power_mode.startswith("MAXN"):
+        problems.append(f"power mode {board.power_mode} is not the fastest; sudo nvpmodel -q --verbose lists them")
+    if board.clocks_locked is False:
+        problems.append("the GPU's clock moves, so timings do: sudo jetson_clocks holds it while you measure")
+    return problems
+
+
+def _cache() -> dict[str, Any]:
+    """Returns where plans are kept, how many, and what is wrong with the place."""
+    from edgetl.compile import PlanStore, default_cache
+    from edgetl.errors import EngineError
+
+    root, problem = default_cache(), None
+    try:
+        PlanStore(root)
+    except EngineError as error:
+        problem = str(error)
+    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+    if problem is None and not os.access(nearest, os.W_OK):
+        problem = f"{nearest}: plans cannot be kept there (no write access); name a folder of your own by EDGETL_CACHE"
+    plans = list(root.glob("*.plan")) if problem is None else []
+    size = sum(path.stat().st_size for path in plans)
+    return {"path": str(root), "plans": len(plans), "bytes": size, "problem": problem}
+
+
+def _gpu_line(report: dict[str, Any]) -> str:
+    facts, device = report["host"], report["gpu"]
+    board = f"; board: {facts['board']}" if facts["board"] else ""
+    if device is None:
+        return f"GPU: {', '.join(facts['gpus']) or 'none'}{board}"
+    driver = device["cuda_driver"]
+    return (
+        f"GPU: {device['name']}, SM {device['sm']}, {device['memory_bytes'] / 2**30:.1f} GiB, driver for CUDA "
+        f"{driver // 1000}.{driver % 1000 // 10}{board}"
+    )
+
+
+def _jetson_line(board: dict[str, Any]) -> str:
+    clock = board["gpu_mhz"]
+    return (
+        f"JetPack {board['jetpack'] or 'unknown'} (L4T {board['l4t']}), power mode {board['power_mode'] or 'unknown'}, "
+        + (f"GPU at {clock[0]} of {clock[1]} MHz, " if clock else "")
+        + f"DLA cores: {board['dla_cores']}"
+    )
 
 
 def _install_line(extra: str) -> str:
-    from edgetl import host
+    from edgetl.jetson import l4t_release
 
-    if extra == "tensorrt" and host.is_jetson():  # pip's build does not know the board
+    if extra == "tensorrt" and l4t_release() is not None:  # pip's build does not know the board
         return "JetPack's own: python3 -m venv --system-site-packages"
     return f"pip install 'edgetl[{extra}]'"
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgetl.errors import EngineError, require
+from edgetl.errors import EngineError, MissingExtraError, require
+from edgetl.jetson import l4t_release
 
 __all__ = ["PRODUCTS", "Product", "logger_of", "product_named"]
 
@@ -40,6 +41,13 @@ class Product:
         """
         try:
             return require(self.module, self.extra)
+        except MissingExtraError:
+            if self.name == "tensorrt" and l4t_release() is not None:  # pip's build does not know the board
+                raise MissingExtraError(
+                    "tensorrt is not visible here: on a Jetson it comes with JetPack, so make the environment by "
+                    "python3 -m venv --system-site-packages"
+                ) from None
+            raise
         except (ImportError, OSError, RuntimeError) as error:
             raise EngineError(
                 f"{self.module} is installed but cannot be loaded ({str(error)[:200]}); see edgetl doctor"

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from edgetl import gpu, host
+from edgetl import gpu
 from edgetl.artifacts import canonical_json
 from edgetl.compile.api import Product
 from edgetl.compile.builder import PlanSettings
+from edgetl.jetson import l4t_release
 
 __all__ = ["PlanKey", "key_for"]
 
@@ -100,7 +101,7 @@ def key_for(product: Product, graph_sha256: str, settings: PlanSettings) -> Plan
     if settings.sms:
         return PlanKey(product.name, version, system, processor, settings.sms, graph_sha256, told, None)
     device = gpu.current_gpu()
-    machine = {"gpu": device.to_dict(), "cuda_driver": gpu.driver_version(), "l4t": host.l4t_release()}
+    machine = {"gpu": device.to_dict(), "cuda_driver": gpu.driver_version(), "l4t": l4t_release()}
     return PlanKey(product.name, version, system, processor, (device.sm,), graph_sha256, told, machine)
 
 
