@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+from edgetl import host
 from edgetl.errors import EngineError, MissingExtraError, require
 
 __all__ = ["Gpu", "absence", "call", "cuda", "current_gpu", "driver_version"]
@@ -65,7 +66,7 @@ def call(result: tuple[Any, ...]) -> Any:
     if int(status) != 0:
         _, text = cuda().cudaGetErrorString(status)
         shown = text.decode() if isinstance(text, bytes) else str(text)
-        raise EngineError(f"CUDA: {shown} ({status.name}); edgetl doctor says what this machine lacks")
+        raise EngineError(f"CUDA: {shown} ({status.name})")
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
@@ -78,7 +79,12 @@ def current_gpu() -> Gpu:
         EngineError: There is no GPU, or no driver.
     """
     runtime = cuda()
-    call(runtime.cudaGetDeviceCount())
+    try:
+        call(runtime.cudaGetDeviceCount())
+    except EngineError as error:
+        if host.has_nvidia_device():
+            raise
+        raise EngineError(f"this machine shows no NVIDIA GPU ({error})") from None
     found = call(runtime.cudaGetDeviceProperties(0))
     name = found.name.decode() if isinstance(found.name, bytes) else str(found.name)
     return Gpu(

@@ -1,12 +1,15 @@
-"""The base install, in a fresh environment: no torch, the same bytes, the same answers."""
+"""What a device installs, by the very line of Dockerfile.jetson, in a fresh environment: no torch, the same answers."""
 
 import hashlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import dockerfile
 import numpy as np
 import pytest
 import torch
@@ -38,14 +41,13 @@ print(json.dumps({"tensors": tensors, "labels": labels, "absent": absent, "varia
 
 @pytest.fixture(scope="module")
 def device_python(tmp_path_factory):
-    """An environment with what a device installs: edgetl[cpu]."""
+    """An environment made as the image makes it, but that it sees nothing of the system's packages."""
     folder = tmp_path_factory.mktemp("device") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    command = [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), f"{ROOT}[cpu]"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = dockerfile.pip_line().replace("/opt/edgetl/", f"{folder}/").replace("/opt/src", str(ROOT))
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return python
+    return folder / "bin" / "python"
 
 
 @pytest.fixture(scope="module")
@@ -115,15 +117,50 @@ def test_the_command_says_what_is_missing_instead_of_failing(device_python, bund
     assert "pip install 'edgetl[train]'" in done.stdout
 
 
-def test_constraints_for_jetson_resolve_for_its_python_and_processor(tmp_path):
-    """JetPack 6: CPython 3.10 on aarch64. Nothing is installed, pip only has to find every wheel."""
+def test_the_example_app_answers_every_picture_and_ends_when_told(device_python, bundle_path, odd_pictures, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    for path in odd_pictures:
+        (folder / path.name).write_bytes(path.read_bytes())
+    command = [str(device_python), str(ROOT / "examples" / "device_app.py"), str(bundle_path), str(folder)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run([*command, "--once"], capture_output=True, text=True, env=environment, cwd="/", timeout=60)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {answer["picture"] for answer in answers} == {path.name for path in odd_pictures}
+    assert set(answers[0]) == {"picture", "label", "confidence"}
+    assert "on cpu: " in done.stderr
+    assert "broken.jpg" in done.stderr
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+        process.stdout.readline()
+        (folder / ".late.tmp").write_bytes(odd_pictures[0].read_bytes())
+        (folder / ".late.tmp").rename(folder / "late.png")
+        assert any("late.png" in line for line in iter(process.stdout.readline, ""))
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+    wrong = subprocess.run([*command, "--engine", "tensorrt"], capture_output=True, text=True, env=environment)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert len(wrong.stderr.splitlines()) == 1
+
+
+def wanted_by(name):
+    """Returns the requirements that pyproject.toml lists under a name."""
+    line = re.search(rf"^{name} = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    return re.findall(r'"([^"]+)"', line[1])
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.12"])
+def test_constraints_for_jetson_resolve_for_its_python_and_processor(tmp_path, python):
+    """JetPack 6 and 7 on aarch64. Nothing is installed, pip only has to find every wheel."""
     platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 34)]
     report = tmp_path / "report.json"
     command = [
         sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", str(report),
-        "--target", str(tmp_path / "none"), "--python-version", "3.10", "--implementation", "cp", "--only-binary=:all:",
+        "--target", str(tmp_path / "none"), "--python-version", python, "--implementation", "cp", "--only-binary=:all:",
         "--platform=manylinux2014_aarch64", *platforms, "-c", str(ROOT / "constraints-jetson.txt"),
-        "numpy>=1.26", "pillow>=10.3", "click>=8.1", "rich>=13.7", "onnxruntime>=1.23",
+        *wanted_by("dependencies"), *wanted_by("cpu"), *wanted_by("jetson"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

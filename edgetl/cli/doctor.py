@@ -34,11 +34,15 @@ _PARTS = (
 
 
 @click.command(short_help="Say what this machine can do, and how to add the rest.")
+@click.option(
+    "--check", is_flag=True, help="End with exit code 1 where there are problems: a container's health check."
+)
 @json_option
-def doctor(json_out: str | None) -> None:
+def doctor(check: bool, json_out: str | None) -> None:
     """Say what this machine can do, which parts of edgetl are installed, and the line that adds the rest."""
     from edgetl import host
     from edgetl.cli.display import Display
+    from edgetl.errors import GateError
 
     report = _examine()
     display = Display(json_to_stdout=json_out == "-")
@@ -60,7 +64,11 @@ def doctor(json_out: str | None) -> None:
         display.console.print(f"onnxruntime runs on: {', '.join(report['providers'])}")
     for problem in report["problems"]:
         display.note(f"problem: {problem}")
+    for remark in report["remarks"]:
+        display.note(f"remark: {remark}")
     emit_json(json_out, report)
+    if check and report["problems"]:
+        raise GateError(f"{len(report['problems'])} problems, the first: {report['problems'][0]}")
 
 
 def _examine() -> dict[str, Any]:
@@ -114,6 +122,7 @@ def _examine() -> dict[str, Any]:
         "parts": parts,
         "providers": providers,
         "problems": problems,
+        "remarks": [] if board is None else _remarks_on(board),
     }
 
 
@@ -142,7 +151,7 @@ def _why_broken(product: Product) -> str | None:
 
 
 def _problems_of(board: Jetson, tensorrt: bool, from_pip: bool) -> list[str]:
-    """Returns what keeps a Jetson from running plans, or from running them at their speed."""
+    """Returns what keeps a Jetson from running plans."""
     problems = []
     if (board.jetpack or "").startswith("5"):
         problems.append(f"JetPack {board.jetpack} brings TensorRT 8, edgetl needs 10.3: flash JetPack 6.1 or newer")
@@ -155,11 +164,17 @@ def _problems_of(board: Jetson, tensorrt: bool, from_pip: bool) -> list[str]:
         )
     elif not tensorrt:
         problems.append("TensorRT is not installed: sudo apt-get install python3-libnvinfer")
-    if board.power_mode is not None and not board.power_mode.startswith("MAXN"):
-        problems.append(f"power mode {board.power_mode} is not the fastest; sudo nvpmodel -q --verbose lists them")
-    if board.clocks_locked is False:
-        problems.append("the GPU's clock moves, so timings do: sudo jetson_clocks holds it while you measure")
     return problems
+
+
+def _remarks_on(board: Jetson) -> list[str]:
+    """Returns what makes a Jetson slower than it could be, or its timings unsteady."""
+    remarks = []
+    if board.power_mode is not None and not board.power_mode.startswith("MAXN"):
+        remarks.append(f"power mode {board.power_mode} is not the fastest; sudo nvpmodel -q --verbose lists them")
+    if board.clocks_locked is False:
+        remarks.append("the GPU's clock moves, so timings do: sudo jetson_clocks holds it while you measure")
+    return remarks
 
 
 def _cache() -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Sessions of TensorRT on stand-ins that are strict about its rules; the real ones are in test_gpu.py."""
 
+import json
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tiny import TINY_BIAS, TINY_WEIGHT, noise, tiny_graph, tiny_spec, tiny_vari
 import edgetl
 from edgetl import gpu
 from edgetl.bundle import write_manifest
+from edgetl.cli.main import run
 from edgetl.compile import PlanSettings, product_named
 from edgetl.errors import EngineError, MissingExtraError
 from edgetl.runtime.cuda import Buffer, Stream
@@ -246,3 +249,31 @@ def test_settings_are_part_of_the_key(cuda, trt, bundle):
         with edgetl.load(bundle, engine="tensorrt", variant="fp16", settings=settings) as classify:
             assert classify.batch([noise(16, 16)] * 9)
         assert trt.builds == builds
+
+
+def test_compile_for_this_machine_times_both_and_load_takes_its_choice(cuda, trt, bundle, capsys):
+    assert run(["compile", str(bundle), "--max-batch", "4", "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(plan["variant"], plan["origin"]) for plan in report["plans"]] == [
+        ("fp16", "built"), ("int8-tensorrt", "built"),
+    ]  # fmt: skip
+    assert all(Path(plan["path"]).exists() for plan in report["plans"])
+    assert (report["engine"], trt.builds) == ("tensorrt", 2)
+    with edgetl.load(bundle, engine="tensorrt", settings=PlanSettings(max_batch=4), build="never") as classify:
+        assert classify.variant == report["chosen"]["variant"]
+
+
+def test_compile_refuses_what_makes_no_sense(cuda, trt, bundle, capsys):
+    for arguments, message in (
+        (["--sm", "86"], "--sm builds for other machines: give --out"),
+        (["--sm", "86", "--out", str(bundle.parent / "p")], "tensorrt builds for this machine's GPU alone"),
+        (["--variant", "int8-x86"], 'variant "int8-x86" is made for x86, not for TensorRT'),
+        (["--variant", "int4"], 'has no variant "int4"'),
+        (["--sm", "ampere"], "must be compute capabilities with commas between, like 86,89"),
+        (["--dla", "0"], "a DLA takes one batch size only"),
+        (["--dla", "0", "--max-batch", "1"], "DLA 0: this machine has 0 of them"),
+    ):
+        assert run(["compile", str(bundle), *arguments]) == 2
+        assert message in capsys.readouterr().err
+    assert trt.builds == 0
+    assert not (bundle.parent / "p").exists()
