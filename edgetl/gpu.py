@@ -8,6 +8,7 @@ from typing import Any
 
 from edgetl import host
 from edgetl.errors import EngineError, MissingExtraError, require
+from edgetl.jetson import l4t_release
 
 __all__ = ["Gpu", "absence", "call", "cuda", "current_gpu", "driver_version"]
 
@@ -51,7 +52,7 @@ def cuda() -> Any:
         EngineError: It is, and the libraries it needs are not.
     """
     try:
-        return require("cuda.bindings.runtime", "tensorrt")
+        return require("cuda.bindings.runtime", "tensorrt" if l4t_release() is None else "jetson")
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(f"cuda-bindings is installed but cannot be loaded ({str(error)[:200]})") from None
 

@@ -51,6 +51,26 @@ def test_the_workflow_and_the_device_app(source_run, new_digits_folder, tmp_path
     assert 0 < float(confidence) <= 1
 
 
+@pytest.mark.slow
+def test_plans_ahead_of_time(bundle_path, tmp_path, monkeypatch, capsys):
+    """The lines on TensorRT that need no GPU."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts.edgetl").symlink_to(bundle_path)
+    lines = [line for block in blocks("") for line in re.findall(r"^edgetl .*", block, flags=re.MULTILINE)]
+    compile_line = next(line for line in lines if "--engine tensorrt-rtx" in line)
+    inspect_line = next(line for line in lines if "inspect plans/" in line)
+    assert run(shlex.split(compile_line, comments=True)[1:]) == 0, capsys.readouterr().err
+    plan = next((tmp_path / "plans").glob("*int8*.json"))
+    capsys.readouterr()
+    assert (
+        run([part.replace("plans/NAME.json", str(plan)) for part in shlex.split(inspect_line, comments=True)[1:]]) == 0
+    )
+    assert "for SM 86, 89" in capsys.readouterr().out
+    assert run(["inspect", str(bundle_path), "--layers"]) == 0
+    assert "Int8" in capsys.readouterr().out
+
+
 def test_the_table_of_real_pictures_is_the_committed_result():
     result = json.loads((ROOT / "benchmarks" / "results" / "transfer.json").read_text())
     assert not result["quick"]

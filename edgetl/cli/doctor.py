@@ -29,7 +29,7 @@ _PARTS = (
     ("export", "onnxscript", "export"),
     ("build TensorRT plans", "tensorrt", "tensorrt"),
     ("build TensorRT-RTX plans", "tensorrt_rtx", "rtx"),
-    ("run plans", "cuda", "tensorrt"),
+    ("run plans", "cuda", "jetson"),
 )
 
 
@@ -219,8 +219,11 @@ def _jetson_line(board: dict[str, Any]) -> str:
 def _install_line(extra: str) -> str:
     from edgetl.jetson import l4t_release
 
-    if extra == "tensorrt" and l4t_release() is not None:  # pip's build does not know the board
+    on_board = l4t_release() is not None
+    if extra == "tensorrt" and on_board:  # pip's build does not know the board
         return "JetPack's own: python3 -m venv --system-site-packages"
+    if extra == "jetson" and not on_board:
+        extra = "tensorrt"
     return f"pip install 'edgetl[{extra}]'"
 
 

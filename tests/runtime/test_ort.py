@@ -13,7 +13,7 @@ from tiny import TINY_BIAS, TINY_WEIGHT, noise, tiny_graph, tiny_spec
 
 from edgetl.errors import EngineError
 from edgetl.runtime import Session
-from edgetl.runtime.ort import MAX_BATCH, OrtSession
+from edgetl.runtime.ort import MAX_BATCH, PROVIDERS, OrtSession, has_provider
 
 
 def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -134,3 +134,25 @@ def test_failure_while_running_is_quoted():
         pytest.raises(EngineError, match=r"^ONNX Runtime failed \(.*Gemm"),
     ):
         session.infer(pictures(1))
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_this_onnxruntime_lacks_is_refused(provider):
+    if has_provider(provider):
+        pytest.skip("this onnxruntime has it")
+    with pytest.raises(EngineError, match=rf"^the installed onnxruntime has no {PROVIDERS[provider]}: pip uninstall"):
+        OrtSession(tiny_graph(), tiny_spec(), provider=provider)
+
+
+def test_a_provider_that_silently_became_the_cpu_is_refused(monkeypatch):
+    """ONNX Runtime warns and goes on: here it believes in a CUDA that it does not have."""
+    import onnxruntime
+
+    if has_provider("cuda"):
+        pytest.skip("this onnxruntime has CUDA")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(EngineError, match=r"asked for CUDAExecutionProvider, ONNX Runtime took CPUExecutionProvider"),
+    ):
+        OrtSession(tiny_graph(), tiny_spec(), provider="cuda")
