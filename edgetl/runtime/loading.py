@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ __all__ = ["BUILD", "ENGINES", "choose_variant", "load", "session_for"]
 
 ENGINES = ("auto", "tensorrt", "tensorrt-rtx", "cuda", "cpu")
 BUILD = ("auto", "never")
+_LOG = logging.getLogger("edgetl")
+_TELL_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class _Request:
     plans: Path | None
     build: bool
     settings: PlanSettings
-    on_progress: Progress | None
+    on_progress: Progress
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def load(
         plans: Folder of plans that ``edgetl compile --out`` made, looked at before the cache.
         build: ``auto``, or ``never``: refuse rather than compile.
         settings: How a plan is built here; by default for batches of up to 8, and fast for one picture.
-        on_progress: Called with (stage, done, total or 0, text) while it compiles.
+        on_progress: Called with (stage, done, total or 0, text) while it compiles; by default the logger ``edgetl``
+            warns at once and then every ten seconds, so that minutes do not look like the end.
 
     Returns:
         A classifier; use it in a ``with`` statement, or close it. Its ``engine``, ``variant`` and ``reason`` say
@@ -92,7 +97,7 @@ def load(
         None if plans is None else Path(plans),
         build == "auto",
         settings or PlanSettings(),
-        on_progress,
+        on_progress or _Telling(),
     )
     refused: list[str] = []
     for name in _order(engine, request):
@@ -106,6 +111,19 @@ def load(
         reason = "; ".join([opened.reason, *refused])
         return Classifier(opened.session, engine=name, variant=opened.variant, reason=reason)
     raise AssertionError("the CPU comes last and is taken or refused")
+
+
+class _Telling:
+    """Tells a program's log that a plan is being built."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, stage: str, done: int, total: int, text: str) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _TELL_EVERY_S
+            _LOG.warning("%s, %s so far; it is kept, and edgetl compile does it ahead of time", stage, text)
 
 
 def _order(engine: str, request: _Request) -> tuple[str, ...]:

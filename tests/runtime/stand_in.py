@@ -7,6 +7,7 @@ NVIDIA's documentation forbids raises `Misuse`. The real ones are tested by ``py
 from __future__ import annotations
 
 import ctypes
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -286,6 +287,7 @@ class TensorRT:
     def __init__(self, cuda):
         self.cuda = cuda
         self.contexts = self.builds = 0
+        self.build_seconds = 0.0
         self.refuse = self.fail_runs = False
 
     @staticmethod
@@ -316,6 +318,7 @@ class TensorRT:
 
         def build(network, config):
             self.builds += 1
+            time.sleep(self.build_seconds)
             smallest, _, largest = config.profiles[0].kept["shapes"]
             return f"{smallest[0]}-{largest[0]}|".encode() + network.graph
 

@@ -244,6 +244,15 @@ def test_nothing_is_built_where_that_is_forbidden(cuda, trt, bundle):
         edgetl.load(bundle, engine="tensorrt", plans="nowhere")
 
 
+def test_a_build_does_not_look_dead(cuda, trt, bundle, monkeypatch, caplog):
+    monkeypatch.setattr("edgetl.compile.builder._HEARTBEAT_S", 0.01)
+    trt.build_seconds = 0.1
+    with edgetl.load(bundle, engine="tensorrt", variant="fp16"):
+        pass
+    assert [record.name for record in caplog.records] == ["edgetl"]
+    assert "building model.fp16.onnx, 0 s so far" in caplog.text
+
+
 def test_settings_are_part_of_the_key(cuda, trt, bundle):
     for settings, builds in ((None, 1), (PlanSettings(max_batch=4), 2), (None, 2)):
         with edgetl.load(bundle, engine="tensorrt", variant="fp16", settings=settings) as classify:
