@@ -24,7 +24,7 @@ class Jetson:
     """One board, now.
 
     Attributes:
-        l4t: Its system release, for example ``36.4.3``.
+        l4t: Its system release, for example ``36.4.3``, or ``unknown``.
         jetpack: That it belongs to, for example ``6.2``; None where this edgetl does not know the release.
         power_mode: In nvpmodel's words, for example ``15W``; None where it does not answer.
         gpu_mhz: Clock of the GPU now, and its largest; None where the system does not tell.
@@ -65,13 +65,21 @@ def jetson(root: Path = Path("/")) -> Jetson | None:
 
 
 def l4t_release(root: Path = Path("/")) -> str | None:
-    """Returns a Jetson's system release, for example ``36.4.3``, or None elsewhere."""
+    """Returns a Jetson's system release, for example ``36.4.3``, ``unknown``, or None elsewhere."""
     try:
         line = (root / "etc/nv_tegra_release").read_text(encoding="utf-8", errors="replace").splitlines()[0]
     except (OSError, IndexError):
-        return None
+        return "unknown" if _is_tegra(root) else None
     found = re.search(r"R(\d+) .*?REVISION: ([\d.]+)", line)
     return f"{found[1]}.{found[2]}" if found else line[:40]
+
+
+def _is_tegra(root: Path) -> bool:
+    """Tells a Jetson by its device tree, which containers see where the release file was not mounted."""
+    try:
+        return b"nvidia,tegra" in (root / "proc/device-tree/compatible").read_bytes()
+    except OSError:
+        return False
 
 
 def _jetpack(l4t: str) -> str | None:

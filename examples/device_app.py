@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -20,11 +22,17 @@ import edgetl
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def arrived(folder: Path, seen: set[Path]) -> list[Path]:
-    """Returns new pictures, the oldest first, and remembers them."""
-    found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and path not in seen]
-    seen.update(found)
-    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+def arrived(folder: Path, seen: set[str]) -> list[Path]:
+    """Returns new pictures, the oldest first; remembers them as long as they are there."""
+    with os.scandir(folder) as entries:
+        there = {entry.name: entry for entry in entries if entry.name.lower().endswith(PICTURES)}
+    new = []
+    for name in there.keys() - seen:
+        with suppress(FileNotFoundError):  # gone again already
+            new.append((there[name].stat().st_mtime, name))
+    seen &= there.keys()
+    seen |= {name for _, name in new}
+    return [folder / name for _, name in sorted(new)]
 
 
 def main() -> int:
@@ -49,11 +57,16 @@ def main() -> int:
     except edgetl.EdgetlError as error:
         print(f"device_app: {error}", file=sys.stderr)
         return error.exit_code
-    seen: set[Path] = set()
+    seen: set[str] = set()
     with classify:
         print(f"device_app: {classify.variant} on {classify.engine}: {classify.reason}", file=sys.stderr, flush=True)
         while not stopped:
-            for path in arrived(options.folder, seen):
+            try:
+                paths = arrived(options.folder, seen)
+            except OSError as error:
+                print(f"device_app: {options.folder}: cannot be read ({error.strerror})", file=sys.stderr)
+                return 2
+            for path in paths:
                 try:
                     answer = classify(path)
                 except edgetl.EdgetlError as error:  # one bad picture is no reason to stop

@@ -143,6 +143,10 @@ def test_the_example_app_answers_every_picture_and_ends_when_told(device_python,
     wrong = subprocess.run([*command, "--engine", "tensorrt"], capture_output=True, text=True, env=environment)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert len(wrong.stderr.splitlines()) == 1
+    gone = [*command[:-1], str(tmp_path / "nowhere")]
+    wrong = subprocess.run(gone, capture_output=True, text=True, env=environment)
+    assert wrong.returncode == 2
+    assert wrong.stderr.endswith("nowhere: cannot be read (No such file or directory)\n")
 
 
 def wanted_by(name):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from importlib.machinery import ModuleSpec
 
 import pytest
 
@@ -106,11 +107,25 @@ def test_doctor_is_content_with_clocks_that_are_held(board, nvpmodel, monkeypatc
 
 
 def test_doctor_says_what_else_can_be_wrong():
-    old = jetson_of("35.4.1", "5", None)
-    assert "JetPack 5 brings TensorRT 8, edgetl needs 10.3" in doctor_command._problems_of(old, True, False)[0]
-    assert "tensorrt came from pip" in doctor_command._problems_of(jetson_of("36.4.3", "6.2", None), True, True)[0]
-    missing = doctor_command._problems_of(jetson_of("36.4.3", "6.2", None), False, False)
+    def problems(board, origin):
+        spec = None if origin is None else ModuleSpec("tensorrt", None, origin=origin)
+        return doctor_command._problems_of(board, spec)
+
+    system = "/usr/lib/python3.10/dist-packages/tensorrt"
+    board = jetson_of("36.4.3", "6.2", system)
+    assert problems(board, f"{system}/__init__.py") == []  # Debian's package has a dist-info as pip's has
+    assert "is not JetPack's: pip uninstall -y tensorrt" in problems(board, "/venv/tensorrt/__init__.py")[0]
+    assert problems(jetson_of("unknown", None, None), "/usr/local/tensorrt/__init__.py") == []  # an image's own
+    old = problems(jetson_of("35.4.1", "5", system), f"{system}/__init__.py")
+    assert "JetPack 5 brings TensorRT 8, edgetl needs 10.3" in old[0]
+    missing = problems(jetson_of("36.4.3", "6.2", None), None)
     assert missing == ["TensorRT is not installed: sudo apt-get install python3-libnvinfer"]
+
+
+def test_a_container_knows_the_board_by_its_device_tree(tmp_path):
+    assert jetson(tmp_path) is None
+    tree(tmp_path, {"proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0000\0nvidia,tegra234\0"})
+    assert (jetson(tmp_path).l4t, jetson(tmp_path).jetpack) == ("unknown", None)
 
 
 def jetson_of(l4t, jetpack, system_tensorrt):

@@ -117,12 +117,15 @@ def _for_this_machine(
     display: Display, bundle: Bundle, product: Product, settings: PlanSettings, names: Sequence[str]
 ) -> dict[str, Any]:
     from edgetl.compile import PlanStore, default_cache, plan_for
+    from edgetl.errors import EngineError
     from edgetl.runtime import load
 
     cache = PlanStore(default_cache())
     plans = []
     for variant in _variants(bundle, names):
         ready = plan_for(bundle, variant, product, settings, cache, on_progress=display.progress)
+        if ready.path is None:
+            raise EngineError(f"{variant.name}: was built and cannot be kept ({'; '.join(ready.notes)})")
         plans.append({"path": str(ready.path), "bytes": len(ready.data), "origin": ready.origin, **ready.record})
         for note in ready.notes:
             display.note(note)
@@ -180,6 +183,8 @@ def _show(display: Display, folder: Path, plans: Sequence[dict[str, Any]]) -> No
                 f"{plan['variant']}: the DLA leaves {len(plan['left_to_gpu'])} layers to the GPU: "
                 f"{', '.join(plan['left_to_gpu'][:_SHOWN])}{' ...' if len(plan['left_to_gpu']) > _SHOWN else ''}"
             )
+        if not plan["report"]["layers"]:
+            display.note(f"{plan['variant']}: the builder told nothing of its kernels, so none are counted")
         show_islands(display, plan["variant"], plan["report"]["islands"])
 
 

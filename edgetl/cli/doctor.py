@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +11,8 @@ import click
 from edgetl.cli.options import emit_json, json_option
 
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
     from edgetl.compile import Product
     from edgetl.jetson import Jetson
 
@@ -100,11 +103,6 @@ def _examine() -> dict[str, Any]:
     if device is None and (host.has_nvidia_device() or board is not None):
         problems.append(f"the GPU cannot be used: {why_none}")
     problems += [why for why in map(_why_broken, PRODUCTS) if why is not None]
-    if host.gpu_names() and providers and "CUDAExecutionProvider" not in providers:
-        problems.append(
-            "onnxruntime here has no CUDA: pip uninstall -y onnxruntime, then pip install 'edgetl[cuda]', to run "
-            "graphs on the GPU"
-        )
     distributions = {name.lower() for name in owners.get("onnxruntime", [])}
     if {"onnxruntime", "onnxruntime-gpu"} <= distributions:
         problems.append(
@@ -112,8 +110,14 @@ def _examine() -> dict[str, Any]:
             "pip uninstall -y onnxruntime onnxruntime-gpu, then install one"
         )
     if board is not None:
-        from_pip = any(name.lower().startswith("tensorrt") for name in owners.get("tensorrt", []))
-        problems += _problems_of(board, importlib.util.find_spec("tensorrt") is not None, from_pip)
+        problems += _problems_of(board, importlib.util.find_spec("tensorrt"))
+    usable = any(part["installed"] for part in parts if part["module"] in ("tensorrt", "tensorrt_rtx"))
+    remarks = [] if board is None else _remarks_on(board)
+    if host.gpu_names() and providers and "CUDAExecutionProvider" not in providers and not usable:
+        remarks.append(
+            "graphs run on the CPU here: install TensorRT, or an onnxruntime with CUDA (pip uninstall -y onnxruntime, "
+            "then pip install 'edgetl[cuda]')"
+        )
     return {
         "host": host.facts(),
         "gpu": device,
@@ -122,7 +126,7 @@ def _examine() -> dict[str, Any]:
         "parts": parts,
         "providers": providers,
         "problems": problems,
-        "remarks": [] if board is None else _remarks_on(board),
+        "remarks": remarks,
     }
 
 
@@ -150,28 +154,32 @@ def _why_broken(product: Product) -> str | None:
     return None
 
 
-def _problems_of(board: Jetson, tensorrt: bool, from_pip: bool) -> list[str]:
+def _problems_of(board: Jetson, tensorrt: ModuleSpec | None) -> list[str]:
     """Returns what keeps a Jetson from running plans."""
     problems = []
     if (board.jetpack or "").startswith("5"):
         problems.append(f"JetPack {board.jetpack} brings TensorRT 8, edgetl needs 10.3: flash JetPack 6.1 or newer")
-    if from_pip:
-        problems.append("tensorrt came from pip; on a Jetson use JetPack's, in a venv with --system-site-packages")
-    elif not tensorrt and board.system_tensorrt is not None:
+    own = board.system_tensorrt
+    if tensorrt is not None and own is not None and not str(tensorrt.origin).startswith(own):
         problems.append(
-            f"TensorRT is in {board.system_tensorrt}, this environment does not see it: make it again by "
+            f"the tensorrt seen here is not JetPack's: pip uninstall -y tensorrt, and make the environment by "
+            f"python3 -m venv --system-site-packages, which sees {own}"
+        )
+    elif tensorrt is None and own is not None:
+        problems.append(
+            f"TensorRT is in {own}, this environment does not see it: make it again by "
             "python3 -m venv --system-site-packages"
         )
-    elif not tensorrt:
+    elif tensorrt is None:
         problems.append("TensorRT is not installed: sudo apt-get install python3-libnvinfer")
     return problems
 
 
 def _remarks_on(board: Jetson) -> list[str]:
     """Returns what makes a Jetson slower than it could be, or its timings unsteady."""
-    remarks = []
-    if board.power_mode is not None and not board.power_mode.startswith("MAXN"):
-        remarks.append(f"power mode {board.power_mode} is not the fastest; sudo nvpmodel -q --verbose lists them")
+    remarks, mode = [], board.power_mode
+    if mode is not None and not mode.startswith("MAXN"):
+        remarks.append(f"power mode {mode} is not the fastest; /etc/nvpmodel.conf lists them, nvpmodel -m ID sets one")
     if board.clocks_locked is False:
         remarks.append("the GPU's clock moves, so timings do: sudo jetson_clocks holds it while you measure")
     return remarks
@@ -182,17 +190,19 @@ def _cache() -> dict[str, Any]:
     from edgetl.compile import PlanStore, default_cache
     from edgetl.errors import EngineError
 
-    root, problem = default_cache(), None
+    root: Path | None = None
     try:
+        root = default_cache()
         PlanStore(root)
-    except EngineError as error:
-        problem = str(error)
-    nearest = next(folder for folder in (root, *root.parents) if folder.exists())
-    if problem is None and not os.access(nearest, os.W_OK):
-        problem = f"{nearest}: plans cannot be kept there (no write access); name a folder of your own by EDGETL_CACHE"
-    plans = list(root.glob("*.plan")) if problem is None else []
-    size = sum(path.stat().st_size for path in plans)
-    return {"path": str(root), "plans": len(plans), "bytes": size, "problem": problem}
+        nearest = next(folder for folder in (root, *root.parents) if folder.exists())
+        if not os.access(nearest, os.W_OK):
+            raise EngineError(
+                f"{nearest}: plans cannot be kept there (no write access); name a folder of your own by EDGETL_CACHE"
+            )
+        sizes = [path.stat().st_size for path in root.glob("*.plan")]
+    except (EngineError, OSError) as error:
+        return {"path": None if root is None else str(root), "plans": 0, "bytes": 0, "problem": str(error)}
+    return {"path": str(root), "plans": len(sizes), "bytes": sum(sizes), "problem": None}
 
 
 def _gpu_line(report: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """ONNX to TensorRT: builds plans, keeps them under a key of everything they depend on, and says what is in them."""
 
-from edgetl.compile.api import PRODUCTS, Product, logger_of, product_named
+from edgetl.compile.api import PRODUCTS, Heard, Product, listening, product_named
 from edgetl.compile.builder import PlanSettings, Progress, build_plan
 from edgetl.compile.key import PlanKey, key_for
 from edgetl.compile.layers import BuildReport, EngineLayer, layers_of_inspector, layers_of_log, report_of
@@ -13,6 +13,7 @@ __all__ = [
     "BuildReport",
     "EngineLayer",
     "Found",
+    "Heard",
     "PlanKey",
     "PlanSettings",
     "PlanStore",
@@ -24,7 +25,7 @@ __all__ = [
     "key_for",
     "layers_of_inspector",
     "layers_of_log",
-    "logger_of",
+    "listening",
     "plan_for",
     "product_named",
     "read_record",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from edgetl.errors import EngineError, MissingExtraError, require
 from edgetl.jetson import l4t_release
 
-__all__ = ["PRODUCTS", "Product", "logger_of", "product_named"]
+__all__ = ["PRODUCTS", "Heard", "Product", "listening", "product_named"]
 
 _MOST_LINES = 200
 
@@ -72,32 +73,70 @@ def product_named(name: str) -> Product:
     raise EngineError(f'"{name}" builds no plans: it must be {" or ".join(p.name for p in PRODUCTS)}')
 
 
-def logger_of(trt: Any, on_detail: Callable[[str], None] | None = None) -> Any:
-    """Returns a logger for TensorRT that keeps what went wrong.
+class Heard:
+    """What TensorRT said while somebody listened, the oldest first, bounded.
+
+    Args:
+        on_detail: Gets every line of detail; there are hundreds of thousands of them where kernels are timed.
+    """
+
+    def __init__(self, on_detail: Callable[[str], None] | None = None) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.on_detail = on_detail
+
+    def words(self, *, first: bool = False) -> str:
+        """Returns its complaints: of a build the first is the cause, of a run the last ones are."""
+        told = self.errors[:2] if first else self.errors[-2:]
+        return "; ".join(told)[:500] or "no reason given"
+
+
+class _Listeners:
+    def __init__(self) -> None:
+        self.heard: list[Heard] = []
+        self.logger: Any = None
+
+
+_LISTENERS: dict[Any, _Listeners] = {}
+
+
+@contextmanager
+def listening(trt: Any, on_detail: Callable[[str], None] | None = None) -> Iterator[tuple[Any, Heard]]:
+    """Gives TensorRT's logger, and what it is told meanwhile.
+
+    TensorRT keeps a pointer to the first logger of a process, so there is one for ever; who listens comes and goes.
 
     Args:
         trt: The bindings.
-        on_detail: Gets every line of detail; there are hundreds of thousands of them where kernels are timed.
-
-    Returns:
-        The logger, with the lists ``errors`` and ``warnings``, the oldest first, bounded.
+        on_detail: Gets every line of detail.
     """
+    listeners = _LISTENERS.setdefault(trt, _Listeners())
+    if listeners.logger is None:
+        listeners.logger = _new_logger(trt, listeners)
+    heard = Heard(on_detail)
+    listeners.heard.append(heard)
+    try:
+        yield listeners.logger, heard
+    finally:
+        listeners.heard.remove(heard)
+
+
+def _new_logger(trt: Any, listeners: _Listeners) -> Any:
     failed = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
     warned, detail = trt.ILogger.Severity.WARNING, trt.ILogger.Severity.VERBOSE
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
 
         def log(self, severity: Any, text: str) -> None:
-            if severity == detail:
-                if on_detail is not None:
-                    on_detail(text)
-            elif severity in failed or severity == warned:
-                kept = self.errors if severity in failed else self.warnings
-                if len(kept) < _MOST_LINES:
-                    kept.append(" ".join(text.split()))
+            for heard in tuple(listeners.heard):
+                if severity == detail:
+                    if heard.on_detail is not None:
+                        heard.on_detail(text)
+                elif severity in failed or severity == warned:
+                    kept = heard.errors if severity in failed else heard.warnings
+                    if len(kept) < _MOST_LINES:
+                        kept.append(" ".join(text.split()))
 
     return Log()

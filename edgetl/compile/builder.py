@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from edgetl import host
-from edgetl.compile.api import Product, logger_of
+from edgetl.compile.api import Product, listening
 from edgetl.compile.layers import BuildReport, layers_of_log, report_of
 from edgetl.errors import EngineError, InputError
 
@@ -97,7 +96,7 @@ def build_plan(
         product: What builds.
         settings: How.
         timings: Of an earlier build for this GPU.
-        on_progress: Called about once a second with (stage, steps done, steps or 0, elapsed time), from any thread.
+        on_progress: Called about once a second with (stage, steps done, steps or 0, elapsed time).
 
     Raises:
         EngineError: The graph is refused, or this machine cannot build; the builder's own words are quoted.
@@ -106,38 +105,50 @@ def build_plan(
     _check_memory(len(graph), name)
     trt = product.bindings()
     details: list[str] = []
-    log = logger_of(trt, lambda text: details.append(text) if "LayerType: " in text else None)
     began = time.perf_counter()
-    builder = trt.Builder(log)
-    if builder is None:
-        raise EngineError(f"{product.name} cannot start ({_words(log)})")
-    network = builder.create_network(_network_flags(trt))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(graph):
-        raise EngineError(f"{name}: {product.name} cannot read it ({_parser_words(parser) or _words(log)})")
-    config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    _add_profile(builder, network, config, settings)
-    if settings.workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
-    if settings.optimization_level is not None:
-        config.builder_optimization_level = settings.optimization_level
-    if settings.sms:
-        _aim(trt, config, product, settings.sms)
-    left_to_gpu = _use_dla(trt, builder, network, config, settings.dla_core)
-    timing_cache = _timing_cache(config, timings) if product.times_tactics else None
-    with _told(trt, config, name, on_progress):
-        plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(f"{name}: {product.name} cannot build it ({_words(log)})")
-    return BuiltPlan(
-        bytes(plan),
-        report_of(layers_of_log("\n".join(details)), _weighted(trt, network)),
-        tuple(log.warnings),
-        left_to_gpu,
-        time.perf_counter() - began,
-        None if timing_cache is None else bytes(timing_cache.serialize()),
-    )
+
+    def on_detail(text: str) -> None:
+        if "LayerType: " in text:
+            details.append(text)
+
+    with listening(trt, on_detail) as (log, heard):
+        try:
+            builder = trt.Builder(log)
+        except TypeError:  # how the bindings tell of a null pointer
+            raise EngineError(f"{product.name} cannot start ({heard.words(first=True)})") from None
+        network = builder.create_network(_network_flags(trt))
+        parser = trt.OnnxParser(network, log)
+        if not parser.parse(graph):
+            raise EngineError(f"{name}: {product.name} cannot read it ({_parser_words(parser) or heard.words()})")
+        config = builder.create_builder_config()
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        _add_profile(builder, network, config, settings)
+        if settings.workspace_bytes is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+        if settings.optimization_level is not None:
+            config.builder_optimization_level = settings.optimization_level
+        if settings.sms:
+            _aim(trt, config, product, settings.sms)
+        left_to_gpu = _use_dla(trt, builder, network, config, settings.dla_core)
+        timing_cache = _timing_cache(config, timings) if product.times_tactics else None
+        steps = _Steps()
+        config.progress_monitor = _monitor(trt, steps)
+        tell = on_progress or (lambda stage, done, total, text: None)
+        plan = _in_background(
+            lambda: builder.build_serialized_network(network, config),
+            steps,
+            lambda elapsed: tell(f"building {name}", steps.done, steps.total, f"{elapsed:.0f} s"),
+        )
+        if plan is None:
+            raise EngineError(f"{name}: {product.name} cannot build it ({heard.words(first=True)})")
+        return BuiltPlan(
+            bytes(plan),
+            report_of(layers_of_log("\n".join(details)), _weighted(trt, network)),
+            tuple(heard.warnings),
+            left_to_gpu,
+            time.perf_counter() - began,
+            None if timing_cache is None else bytes(timing_cache.serialize()),
+        )
 
 
 def _check_memory(graph_bytes: int, name: str) -> None:
@@ -163,7 +174,10 @@ def _add_profile(builder: Any, network: Any, config: Any, settings: PlanSettings
         tensor = network.get_input(index)
         smallest = 1 if settings.dla_core is None else settings.max_batch
         sizes = (smallest, settings.best_batch, settings.max_batch)
-        profile.set_shape(tensor.name, *((size, *tuple(tensor.shape)[1:]) for size in sizes))
+        try:
+            profile.set_shape(tensor.name, *((size, *tuple(tensor.shape)[1:]) for size in sizes))
+        except RuntimeError as error:
+            raise EngineError(f"input {tensor.name} of {tuple(tensor.shape)} takes no batches ({error})") from None
     config.add_optimization_profile(profile)
 
 
@@ -199,9 +213,12 @@ def _use_dla(trt: Any, builder: Any, network: Any, config: Any, core: int | None
 
 
 def _timing_cache(config: Any, timings: bytes) -> Any:
-    cache = config.create_timing_cache(timings)
-    config.set_timing_cache(cache, False)
-    return cache
+    """Returns a cache of kernels' timings that the builder fills; earlier ones that it refuses are forgotten."""
+    for known in (timings, b""):
+        timing_cache = config.create_timing_cache(known)
+        if timing_cache is not None and config.set_timing_cache(timing_cache, False) is not False:
+            return timing_cache
+    return None
 
 
 def _weighted(trt: Any, network: Any) -> list[str]:
@@ -210,54 +227,66 @@ def _weighted(trt: Any, network: Any) -> list[str]:
     return [layer.name for layer in layers if layer.type in kinds]
 
 
-@contextmanager
-def _told(trt: Any, config: Any, name: str, on_progress: Progress | None) -> Iterator[None]:
-    """Tells the builder's outermost steps, and every second that time passes: no output looks dead."""
-    if on_progress is None:
-        yield
-        return
-    began, steps, total = time.monotonic(), 0, 0
-    finished = threading.Event()
+@dataclass
+class _Steps:
+    """How far the outermost phase of a build is, and whether it shall go on."""
 
-    def tell() -> None:
-        on_progress(f"building {name}", steps, total, f"{time.monotonic() - began:.0f} s")
+    done: int = 0
+    total: int = 0
+    cancelled: bool = False
 
+
+def _monitor(trt: Any, steps: _Steps) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._outermost: str | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            nonlocal total
             if parent_phase is None:
-                self._outermost, total = phase_name, num_steps
+                self._outermost, steps.total = phase_name, num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            nonlocal steps
             if phase_name == self._outermost:
-                steps = step + 1
-            return not finished.is_set()
+                steps.done = step + 1
+            return not steps.cancelled
 
         def phase_finish(self, phase_name: str) -> None:
             pass
 
-    def beat() -> None:
-        while not finished.wait(_HEARTBEAT_S):
-            tell()
+    return Monitor()
 
-    config.progress_monitor = Monitor()
-    heart = threading.Thread(target=beat, name="edgetl build progress", daemon=True)
-    heart.start()
+
+def _in_background(build: Callable[[], Any], steps: _Steps, tell: Callable[[float], None]) -> Any:
+    """Runs a build in another thread, and tells every second that time passes: no output looks dead.
+
+    TensorRT swallows whatever is raised in its callbacks, Ctrl-C too. This thread runs none of them, so an interruption
+    arrives here, and cancels the build at its next step.
+    """
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(build())
+        except BaseException as error:
+            failure.append(error)
+
+    began = time.monotonic()
+    worker = threading.Thread(target=work, name="edgetl build", daemon=True)
+    worker.start()
     try:
-        yield
-    finally:
-        finished.set()
-        heart.join()
-
-
-def _words(log: Any) -> str:
-    """Returns the builder's complaints; the first is the cause, the others follow from it."""
-    return "; ".join(log.errors[:2])[:500] or "no reason given"
+        while worker.is_alive():
+            worker.join(_HEARTBEAT_S)
+            if worker.is_alive():
+                tell(time.monotonic() - began)
+    except BaseException:
+        steps.cancelled = True
+        worker.join()
+        raise
+    if failure:
+        raise failure[0]
+    return outcome[0]
 
 
 def _parser_words(parser: Any) -> str:

@@ -29,6 +29,7 @@ class PlanKey:
         sms: Compute capabilities that it was built for.
         graph_sha256: Of the ONNX file.
         settings: How it was built.
+        multiprocessors: Of the GPU it was tuned on; None where the product does not tune while it builds.
         machine: The GPU and its driver; None for a plan that is carried to other machines.
     """
 
@@ -39,6 +40,7 @@ class PlanKey:
     sms: tuple[int, ...]
     graph_sha256: str
     settings: Mapping[str, Any]
+    multiprocessors: int | None
     machine: Mapping[str, Any] | None
 
     @property
@@ -68,6 +70,11 @@ class PlanKey:
         return key
 
     @property
+    def any_settings(self) -> PlanKey:
+        """The same, however it was built."""
+        return replace(self, settings={})
+
+    @property
     def carried(self) -> PlanKey:
         """The same without this machine's GPU and driver."""
         return replace(self, machine=None)
@@ -85,6 +92,13 @@ class PlanKey:
                 return f"its {what} is {has}, here it is {wants}"
         if not set(here.sms) <= set(self.sms):
             return f"it was built for SM {_listed(self.sms)}, this GPU is SM {_listed(here.sms)}"
+        if self.multiprocessors is not None and self.multiprocessors != here.multiprocessors:
+            return (
+                f"it was tuned on a GPU of {self.multiprocessors} multiprocessors, here are {here.multiprocessors} "
+                "(another model, or another power mode)"
+            )
+        if self.machine is not None and self.machine != here.machine:
+            return "it is another machine's own, not made to be carried (edgetl compile --out makes those)"
         return None
 
 
@@ -99,10 +113,11 @@ def key_for(product: Product, graph_sha256: str, settings: PlanSettings) -> Plan
     system, processor = platform.system(), platform.machine()
     told = settings.to_dict()
     if settings.sms:
-        return PlanKey(product.name, version, system, processor, settings.sms, graph_sha256, told, None)
+        return PlanKey(product.name, version, system, processor, settings.sms, graph_sha256, told, None, None)
     device = gpu.current_gpu()
     machine = {"gpu": device.to_dict(), "cuda_driver": gpu.driver_version(), "l4t": l4t_release()}
-    return PlanKey(product.name, version, system, processor, (device.sm,), graph_sha256, told, machine)
+    tuned_on = device.multiprocessors if product.times_tactics else None
+    return PlanKey(product.name, version, system, processor, (device.sm,), graph_sha256, told, tuned_on, machine)
 
 
 def _listed(sms: tuple[int, ...]) -> str:

@@ -1,7 +1,7 @@
 """What the builder made of a graph: fused layers, their types and formats, and what makes INT8 slow.
 
-Source of the text: TensorRT-RTX's detailed log, "Layers:" and one line a layer; TensorRT's engine inspector gives the
-same fields as JSON.
+Source of the text: the detailed log of TensorRT-RTX 1.7 and of TensorRT 10, "Layers:" and one line a layer; the engine
+inspector gives the same fields as JSON.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 __all__ = ["BuildReport", "EngineLayer", "EngineTensor", "layers_of_inspector", "layers_of_log", "report_of"]
 
+# TensorRT-RTX tells constants, TensorRT many parameters; what is in between is passed over.
 _LINE = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*?\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, StreamId: .*?, Metadata:(?P<metadata>.*)$"
+    r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: \[(?P<inputs>| \{.*?\})\], "
+    r"(?:Constants: \[(?:| \{.*?\})\], )?Outputs: \[(?P<outputs>| \{.*?\})\], .*?Metadata:(?P<metadata>.*)$"
 )
 _ONNX = re.compile(r"\[ONNX Layer: (.*?)\]")
 # Kernels that the compiler makes of element-wise work, and moves.
@@ -121,16 +123,19 @@ def layers_of_log(text: str) -> tuple[EngineLayer, ...]:
     )
 
 
-_TENSOR = re.compile(
-    r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\],.*? Datatype: (?P<dtype>\w+), "
-    r"Format: (?P<format>.*?) \}"
-)
+_TENSOR = re.compile(r"\{ Name: (?P<name>.*?), (?:Location: \w+, )?Dimensions: \[(?P<shape>[-\d,]*)\](?P<rest>.*?) ?\}")
+_SPLIT = re.compile(r"Datatype: (?P<dtype>\w+), Format: (?P<format>.*)")
+_JOINED = re.compile(r"Format/Datatype: (?P<format>.*)")
 
 
 def _tensors_of_text(text: str) -> Iterable[EngineTensor]:
     for match in _TENSOR.finditer(text):
         shape = tuple(int(size) for size in match["shape"].split(",") if size)
-        yield EngineTensor(match["name"], match["dtype"], match["format"], shape)
+        split, joined = _SPLIT.search(match["rest"]), _JOINED.search(match["rest"])
+        if split is not None:
+            yield EngineTensor(match["name"], split["dtype"], split["format"].strip(), shape)
+        elif joined is not None:
+            yield EngineTensor(match["name"], _dtype_in(joined["format"]), joined["format"].strip(), shape)
 
 
 def layers_of_inspector(text: str) -> tuple[EngineLayer, ...]:
@@ -154,9 +159,13 @@ _TYPES = {"int8": _INT8, "half": "Half", "fp16": "Half", "float": "Float", "fp32
 
 def _tensor_of_json(entry: Mapping[str, Any]) -> EngineTensor:
     shown = str(entry.get("Format/Datatype") or entry.get("Format") or "")
-    told = str(entry.get("Datatype") or shown).lower()
-    dtype = next((name for word, name in _TYPES.items() if re.search(rf"\b{word}\b", told)), told)
-    return EngineTensor(str(entry.get("Name", "")), dtype, shown, tuple(entry.get("Dimensions", ())))
+    told = str(entry.get("Datatype") or shown)
+    return EngineTensor(str(entry.get("Name", "")), _dtype_in(told), shown, tuple(entry.get("Dimensions", ())))
+
+
+def _dtype_in(text: str) -> str:
+    words = re.findall(r"\w+", text.lower())
+    return next((name for word, name in _TYPES.items() if word in words), text.strip())
 
 
 def report_of(layers: Sequence[EngineLayer], weighted: Sequence[str]) -> BuildReport:
@@ -189,8 +198,10 @@ def _runs(node: str, layers: Sequence[EngineLayer]) -> EngineLayer | None:
 def _islands(
     layers: Sequence[EngineLayer], running: Mapping[str, EngineLayer], types: Mapping[str, str]
 ) -> tuple[tuple[str, ...], ...]:
-    name_of = {layer.name: name for name, layer in running.items()}
-    after = _next_weighted(layers, name_of)
+    names_of: dict[str, list[str]] = defaultdict(list)
+    for name, layer in running.items():
+        names_of[layer.name].append(name)
+    after = _next_weighted(layers, names_of)
     before: dict[str, set[str]] = defaultdict(set)
     for name, followers in after.items():
         for follower in followers:
@@ -219,17 +230,17 @@ def _is_tiny(layer: EngineLayer) -> bool:
     return all(size == 1 for size in layer.inputs[0].shape[2:])
 
 
-def _next_weighted(layers: Sequence[EngineLayer], name_of: Mapping[str, str]) -> dict[str, set[str]]:
+def _next_weighted(layers: Sequence[EngineLayer], names_of: Mapping[str, list[str]]) -> dict[str, set[str]]:
     """Returns the weighted nodes that follow each weighted node, element-wise kernels between them passed over."""
     sources: dict[str, set[str]] = defaultdict(set)  # of a tensor: the weighted nodes whose values it carries
     after: dict[str, set[str]] = defaultdict(set)
     for layer in layers:
         arriving = {name for tensor in layer.inputs for name in sources[tensor.name]}
-        own = name_of.get(layer.name)
-        if own is not None:
-            for name in arriving:
-                after[name].add(own)
-            arriving = {own}
+        own = names_of.get(layer.name, [])
+        for name in arriving:
+            after[name].update(own)
+        for name, follower in pairwise(own):
+            after[name].add(follower)
         for tensor in layer.outputs:
-            sources[tensor.name] |= arriving
+            sources[tensor.name] |= set(own[-1:]) or arriving
     return after

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from edgetl.bundle import Bundle, Variant
 from edgetl.compile.api import Product
 from edgetl.compile.builder import BuiltPlan, PlanSettings, Progress, build_plan
 from edgetl.compile.key import PlanKey, key_for
-from edgetl.compile.store import PlanStore
-from edgetl.errors import EngineError
+from edgetl.compile.store import Found, PlanStore
+from edgetl.errors import EngineError, InputError
 
 __all__ = ["PLAN_VARIANTS", "ReadyPlan", "plan_for", "write_plan"]
 
@@ -26,15 +27,15 @@ class ReadyPlan:
 
     Attributes:
         data: Native code, whose hash was checked.
-        path: The file it was read from or written to.
+        path: The file it was read from or written to; None where it could not be kept.
         key: Of a plan that is built here.
         record: What is known of it: ``variant, seconds, warnings, left_to_gpu, report`` ...
         origin: ``carried``, ``cached`` or ``built``.
-        notes: Why an earlier plan was not taken.
+        notes: Why an earlier plan was not taken, or this one not kept.
     """
 
     data: bytes
-    path: Path
+    path: Path | None
     key: PlanKey
     record: Mapping[str, Any]
     origin: str
@@ -45,8 +46,8 @@ def plan_for(
     bundle: Bundle,
     variant: Variant,
     product: Product,
-    settings: PlanSettings,
-    cache: PlanStore,
+    settings: PlanSettings | None,
+    cache: PlanStore | None,
     *,
     plans: PlanStore | None = None,
     build: bool = True,
@@ -58,8 +59,8 @@ def plan_for(
         bundle: Holds the graph.
         variant: Of it.
         product: What builds and runs the plan.
-        settings: How it is built.
-        cache: Where plans built here are kept.
+        settings: How it is built; None takes the plan that was asked for last, or builds by default.
+        cache: Where plans built here are kept; None keeps none.
         plans: Plans that were built elsewhere, looked at first.
         build: Whether one may be built, which takes seconds to minutes.
         on_progress: Of the build.
@@ -68,38 +69,80 @@ def plan_for(
         BundleError: The graph is damaged.
         EngineError: There is no plan and none may be built, or building fails.
     """
-    key = key_for(product, variant.sha256, settings)
-    notes = []
+    key = key_for(product, variant.sha256, settings or PlanSettings())
+    latest = f"latest.{key.any_settings.digest[:24]}"
+    if settings is None:
+        key = replace(key, settings=_recalled(cache, latest).to_dict())
+    notes: list[str] = []
     if plans is not None:
         found = plans.find_fitting(key)
         if found.plan is not None:
             return ReadyPlan(found.plan, plans.root / found.record["plan"], key, found.record, "carried")
         notes.append(found.reason)
-    found = cache.find(key)
-    if found.plan is not None:
-        return ReadyPlan(found.plan, cache.root / found.record["plan"], key, found.record, "cached", tuple(notes))
-    notes += [found.reason] if found.reason else []
-    if not build:
+    ready = _cached(cache, key, notes)
+    if ready is None and not build:
         told = f" ({'; '.join(notes)})" if notes else ""
         raise EngineError(f"{bundle.root}: has no plan of {variant.name} here{told}; edgetl compile makes one")
-    with cache.building(key):
-        found = cache.find(key)  # by whoever held the lock
-        if found.plan is not None:
-            return ReadyPlan(found.plan, cache.root / found.record["plan"], key, found.record, "cached", tuple(notes))
-        timings = replace(key, graph_sha256="timings of kernels", settings={})
-        built = build_plan(
-            bundle.read(variant),
-            variant.file,
-            product,
-            settings,
-            timings=cache.find(timings).plan or b"",
-            on_progress=on_progress,
-        )
-        record = _record(bundle, variant, built)
+    with ExitStack() as stack:
+        if ready is None and cache is not None:
+            try:
+                stack.enter_context(cache.building(key))
+                ready = _cached(cache, key, notes)  # by whoever held the lock
+            except EngineError as error:
+                notes.append(f"not kept: {error}")
+                cache = None
+        if ready is None:
+            wanted = settings or _recalled(cache, latest)
+            ready = _built(bundle, variant, product, wanted, cache, key, notes, on_progress)
+    if settings is not None and cache is not None:
+        with suppress(EngineError, InputError):  # a plan that cannot be kept says so itself
+            cache.remember(latest, {"settings": settings.to_dict()})
+    return ready
+
+
+def _cached(cache: PlanStore | None, key: PlanKey, notes: list[str]) -> ReadyPlan | None:
+    found = Found(None) if cache is None else cache.find(key)
+    if cache is not None and found.plan is not None:
+        return ReadyPlan(found.plan, cache.root / found.record["plan"], key, found.record, "cached", tuple(notes))
+    notes += [found.reason] if found.reason and found.reason not in notes else []
+    return None
+
+
+def _built(
+    bundle: Bundle,
+    variant: Variant,
+    product: Product,
+    settings: PlanSettings,
+    cache: PlanStore | None,
+    key: PlanKey,
+    notes: Sequence[str],
+    on_progress: Progress | None,
+) -> ReadyPlan:
+    """Builds a plan, and keeps it where that is possible: one that took minutes is not lost to a full disk."""
+    timings = replace(key, graph_sha256="timings of kernels", settings={})
+    known = b"" if cache is None else cache.find(timings).plan or b""
+    graph = bundle.read(variant)
+    built = build_plan(graph, variant.file, product, settings, timings=known, on_progress=on_progress)
+    record = _record(bundle, variant, built)
+    if cache is None:
+        return ReadyPlan(built.data, None, key, record, "built", tuple(notes))
+    try:
         stored = cache.put(key, built.data, record)
         if built.timings:
             cache.put(timings, built.timings, {})
+    except (EngineError, InputError) as error:
+        return ReadyPlan(built.data, None, key, record, "built", (*notes, f"not kept: {error}"))
     return ReadyPlan(built.data, stored.path, key, record, "built", tuple(notes))
+
+
+def _recalled(cache: PlanStore | None, name: str) -> PlanSettings:
+    """Returns the settings that were asked for last; what cannot be read counts as none."""
+    told = None if cache is None else cache.recall(name)
+    try:
+        known = dict((told or {})["settings"])
+        return PlanSettings(**{**known, "sms": tuple(known["sms"])})
+    except (KeyError, TypeError, ValueError, InputError):
+        return PlanSettings()
 
 
 def write_plan(
@@ -133,7 +176,7 @@ def write_plan(
     built = build_plan(bundle.read(variant), variant.file, product, settings, on_progress=on_progress)
     record = _record(bundle, variant, built)
     sms = "-".join(map(str, key.sms))
-    name = f"{bundle.root.resolve().stem}.{variant.name}.{product.name}-{key.version}.sm{sms}"
+    name = f"{bundle.root.resolve().stem}.{variant.name}.{product.name}-{key.version}.sm{sms}.{key.digest[:8]}"
     return store.put(key, built.data, record, name=name), record
 
 

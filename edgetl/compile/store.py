@@ -39,12 +39,18 @@ class Found:
 
 
 def default_cache() -> Path:
-    """Returns the folder of plans that were built on this machine: ``$EDGETL_CACHE``, or in the user's cache."""
-    own = os.environ.get("EDGETL_CACHE")
+    """Returns the folder of plans that were built on this machine: ``$EDGETL_CACHE``, or in the user's cache.
+
+    Raises:
+        EngineError: The user has neither.
+    """
+    own, base = os.environ.get("EDGETL_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgetl" / "plans"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "edgetl" / "plans"
+    except RuntimeError:  # a user without a home
+        raise EngineError("this user has no home to keep plans in; name a folder by EDGETL_CACHE") from None
 
 
 class PlanStore:
@@ -57,21 +63,29 @@ class PlanStore:
         root: The folder.
 
     Raises:
-        EngineError: Others can write to the folder, or it belongs to somebody else.
+        EngineError: Others can write to the folder, it belongs to somebody else, or it cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        if root.exists() or root.is_symlink():
-            _check_owner(root)
+        try:
+            root.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _unusable(root, "read", error) from None
+        _check_owner(root)
 
     def find(self, key: PlanKey) -> Found:
-        """Returns the plan of exactly this key."""
+        """Returns the plan of exactly this key, or why it cannot be taken."""
         path = self._record_path(key)
-        if not path.exists():
-            return Found(None)
         try:
             record = _read_record(path)
+        except FileNotFoundError:
+            return Found(None)
+        except (OSError, ValueError, RecursionError) as error:
+            return Found(None, reason=f"{path}: {_told(error)}")
+        try:
             if PlanKey.from_dict(record["key"]) != key:
                 raise ValueError("its key is another one")
             return Found(self._plan_of(record), record)
@@ -153,7 +167,7 @@ class PlanStore:
         try:
             lock = (self.root / f"{key.digest[:24]}.lock").open("w")
         except OSError as error:
-            raise _unwritable(self.root, error) from None
+            raise _unusable(self.root, "written", error) from None
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -162,7 +176,7 @@ class PlanStore:
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise _unwritable(self.root, error) from None
+            raise _unusable(self.root, "written", error) from None
         _check_owner(self.root)
 
     def _record_path(self, key: PlanKey) -> Path:
@@ -200,8 +214,8 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _unwritable(root: Path, error: OSError) -> EngineError:
-    return EngineError(f"{root}: cannot be written ({error.strerror}); name a folder of your own by EDGETL_CACHE")
+def _unusable(root: Path, how: str, error: OSError) -> EngineError:
+    return EngineError(f"{root}: cannot be {how} ({error.strerror}); name a folder of your own by EDGETL_CACHE")
 
 
 def _check_owner(root: Path) -> None:
@@ -212,6 +226,8 @@ def _check_owner(root: Path) -> None:
         raise EngineError(f"{root}: belongs to another user, and plans are native code; use a folder of your own")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EngineError(f"{root}: others can write to it, and plans are native code: chmod 700 '{root}'")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise EngineError(f"{root}: this user cannot read it; name a folder of your own by EDGETL_CACHE")
 
 
 def _read_own(path: Path) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +13,22 @@ from numpy.typing import DTypeLike, NDArray
 
 from edgetl.gpu import call, cuda, current_gpu
 
-__all__ = ["Buffer", "Graph", "Stream"]
+__all__ = ["Buffer", "Graph", "Stream", "on_first_device"]
+
+
+@contextmanager
+def on_first_device() -> Iterator[None]:
+    """Makes this thread use the device that edgetl uses, and gives it back its own."""
+    runtime = cuda()
+    own = call(runtime.cudaGetDevice())
+    if own == 0:
+        yield
+        return
+    call(runtime.cudaSetDevice(0))
+    try:
+        yield
+    finally:
+        call(runtime.cudaSetDevice(own))
 
 
 class Stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -10,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetl import gpu, host
+from edgetl import host
 from edgetl.bundle import Bundle, Variant, open_bundle
-from edgetl.compile import PLAN_VARIANTS, PlanSettings, PlanStore, Progress, default_cache, plan_for
+from edgetl.compile import PLAN_VARIANTS, PlanSettings, PlanStore, Progress, default_cache
 from edgetl.compile import product_named as product_of
 from edgetl.errors import EngineError, MissingExtraError
 from edgetl.runtime.classifier import Classifier
-from edgetl.runtime.ort import OrtSession, has_provider
-from edgetl.runtime.race import race
+from edgetl.runtime.ort import MAX_BATCH, OrtSession, has_provider
+from edgetl.runtime.planned import PlanSource, open_fastest
 from edgetl.runtime.session import Session
 
 __all__ = ["BUILD", "ENGINES", "choose_variant", "load", "session_for"]
@@ -35,10 +34,7 @@ class _Request:
     bundle: Bundle
     variant: str | None
     threads: int
-    plans: Path | None
-    build: bool
-    settings: PlanSettings
-    on_progress: Progress
+    source: PlanSource
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,8 @@ def load(
         threads: For one prediction on the CPU; 0 lets the engine decide.
         plans: Folder of plans that ``edgetl compile --out`` made, looked at before the cache.
         build: ``auto``, or ``never``: refuse rather than compile.
-        settings: How a plan is built here; by default for batches of up to 8, and fast for one picture.
+        settings: How a plan is built here; by default as ``edgetl compile`` was last told for this graph, or else for
+            batches of up to 8, and fast for one picture.
         on_progress: Called with (stage, done, total or 0, text) while it compiles; by default the logger ``edgetl``
             warns at once and then every ten seconds, so that minutes do not look like the end.
 
@@ -90,15 +87,11 @@ def load(
     for what, value, known in (("engine", engine, ENGINES), ("build", build, BUILD)):
         if value not in known:
             raise EngineError(f'{what} "{value}" is unknown: it must be one of {", ".join(known)}')
-    request = _Request(
-        bundle if isinstance(bundle, Bundle) else open_bundle(bundle),
-        variant,
-        threads,
-        None if plans is None else Path(plans),
-        build == "auto",
-        settings or PlanSettings(),
-        on_progress or _Telling(),
-    )
+    if settings is not None and settings.sms:
+        raise EngineError("a plan that is loaded is built for this machine's GPU: leave the settings' sms empty")
+    source = PlanSource(settings, None if plans is None else Path(plans), build == "auto", on_progress or _Telling())
+    opened_bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    request = _Request(opened_bundle, variant, threads, source)
     refused: list[str] = []
     for name in _order(engine, request):
         try:
@@ -146,47 +139,9 @@ def _tensorrt(request: _Request) -> _Opened:
 
 
 def _planned(request: _Request, engine: str) -> _Opened:
-    """Opens a plan: of several graphs that are accurate enough, the one that is faster here."""
-    from edgetl.runtime.trt import TrtSession
-
-    product = product_of(engine)
-    gpu.current_gpu()
-    product.bindings()
-    bundle, cache = request.bundle, PlanStore(default_cache())
-    plans = None if request.plans is None else _given(request.plans)
-    variants = _for_gpu(bundle, request.variant, PLAN_VARIANTS, "tensorrt")
-    ready = {
-        v.name: plan_for(
-            bundle, v, product, request.settings, cache,
-            plans=plans, build=request.build, on_progress=request.on_progress,
-        )
-        for v in variants
-    }  # fmt: skip
-    told = {name: f"{plan.origin} plan" + "".join(f" ({note})" for note in plan.notes) for name, plan in ready.items()}
-
-    def opened(name: str) -> TrtSession:
-        return TrtSession(ready[name].data, bundle.spec, product, name=f"{bundle.root} {name}")
-
-    if len(ready) == 1:
-        (name,) = ready
-        why = "asked for by name" if request.variant else "the only one that is accurate enough"
-        return _Opened(opened(name), name, f"{why}, {told[name]}")
-    which = _digest([str(gpu.driver_version()), *(hashlib.sha256(p.data).hexdigest() for p in ready.values())])
-    known = cache.recall(f"choice.{which}")
-    if known is None or known.get("chosen") not in ready:
-        sessions = {name: opened(name) for name in ready}
-        result = race(sessions)
-        known = {"chosen": result.fastest, "median_ms": result.median_ms, "samples_ns": result.samples_ns}
-        cache.remember(f"choice.{which}", known)
-        for name, session in sessions.items():
-            if name != result.fastest:
-                session.close()
-        session = sessions[result.fastest]
-    else:
-        session = opened(known["chosen"])
-    chosen = str(known["chosen"])
-    timed = ", ".join(f"{name} {ms:.3f} ms" for name, ms in known["median_ms"].items())
-    return _Opened(session, chosen, f"the fastest here ({timed}), {told[chosen]}")
+    variants = _for_gpu(request.bundle, request.variant, PLAN_VARIANTS, "tensorrt")
+    session, name, reason = open_fastest(request.bundle, variants, product_of(engine), request.source)
+    return _Opened(session, name, reason)
 
 
 def _cuda(request: _Request) -> _Opened:
@@ -198,28 +153,25 @@ def _through_onnxruntime(request: _Request, provider: str) -> _Opened:
     names = PLAN_VARIANTS[::-1] if provider == "tensorrt" else ("fp16", "fp32")
     variant = _for_gpu(bundle, request.variant, names, provider)[0]
     session = OrtSession(
-        bundle.read(variant), bundle.spec, provider=provider, provider_options=_options(provider, variant, request)
+        bundle.read(variant),
+        bundle.spec,
+        provider=provider,
+        provider_options=_options(provider, variant),
+        max_batch=(request.source.settings or PlanSettings()).max_batch if provider == "tensorrt" else MAX_BATCH,
     )
     why = "asked for by name" if request.variant else f"{variant.precision.upper()} for this GPU"
     return _Opened(session, variant.name, f"{why}, by ONNX Runtime's {provider} provider")
 
 
-def _options(provider: str, variant: Variant, request: _Request) -> dict[str, str]:
+def _options(provider: str, variant: Variant) -> dict[str, str]:
     if provider != "tensorrt":
         return {}
-    cache = PlanStore(default_cache())
-    folder = cache.folder("onnxruntime")
-    height, width, channels = request.bundle.spec.preprocess.input_shape
-    picture = f"{height}x{width}x{channels}"
     return {
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(folder),
+        "trt_engine_cache_path": str(PlanStore(default_cache()).folder("onnxruntime")),
         "trt_engine_cache_prefix": variant.sha256[:24],
-        "trt_fp16_enable": "1",
+        "trt_fp16_enable": str(int(variant.precision != "fp32")),
         "trt_int8_enable": str(int(variant.precision == "int8")),
-        "trt_profile_min_shapes": f"pictures:1x{picture}",
-        "trt_profile_opt_shapes": f"pictures:{request.settings.best_batch}x{picture}",
-        "trt_profile_max_shapes": f"pictures:{request.settings.max_batch}x{picture}",
     }
 
 
@@ -248,12 +200,6 @@ def _has(provider: str) -> bool:
         return False
 
 
-def _given(plans: Path) -> PlanStore:
-    if not plans.is_dir():
-        raise EngineError(f"{plans}: no such folder of plans; edgetl compile --out makes one")
-    return PlanStore(plans)
-
-
 def _for_gpu(bundle: Bundle, name: str | None, names: tuple[str, ...], engine: str) -> list[Variant]:
     """Returns the variants for an engine of the GPU, of those that kept their accuracy."""
     if name is not None:
@@ -266,10 +212,6 @@ def _for_gpu(bundle: Bundle, name: str | None, names: tuple[str, ...], engine: s
     if not found:
         raise EngineError(f"{bundle.root}: has no {' or '.join(names)} that kept its accuracy; export it with --fp16")
     return found
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256(" ".join(sorted(parts)).encode()).hexdigest()[:24]
 
 
 def choose_variant(bundle: Bundle, name: str | None = None) -> tuple[Variant, str]:

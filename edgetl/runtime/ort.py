@@ -41,6 +41,7 @@ class OrtSession:
             TensorRT's numbers look like, at the price of speed.
         provider: ``cpu``, ``cuda`` or ``tensorrt``: what computes.
         provider_options: Of it, in ONNX Runtime's words.
+        max_batch: Largest N that `infer` takes.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph, in its own words, or computes it elsewhere than asked.
@@ -57,6 +58,7 @@ class OrtSession:
         fake_quant: bool = False,
         provider: str = "cpu",
         provider_options: Mapping[str, str] | None = None,
+        max_batch: int = MAX_BATCH,
     ) -> None:
         ort = require("onnxruntime", "cpu")
         wanted = PROVIDERS[provider]
@@ -78,6 +80,7 @@ class OrtSession:
                 model if isinstance(model, bytes) else str(model),
                 options,
                 providers=[(wanted, dict(provider_options or {}))],
+                enable_fallback=0,  # or a failing call moves to another provider for good, without a word
             )
         except Exception as error:  # onnxruntime raises its own classes, unrelated to each other
             raise EngineError(f"{name}: ONNX Runtime refuses it ({_first_line(error)})") from None
@@ -85,7 +88,7 @@ class OrtSession:
         if got != wanted:  # ONNX Runtime takes the CPU without a word where a provider does not start
             raise EngineError(f"{name}: asked for {wanted}, ONNX Runtime took {got}; edgetl doctor says what it lacks")
         self.spec = spec
-        self.max_batch = MAX_BATCH
+        self.max_batch = max_batch
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._check(name)
 

@@ -35,18 +35,19 @@ class RaceResult:
         return {name: statistics.median(samples) / 1e6 for name, samples in self.samples_ns.items()}
 
 
-def race(sessions: Mapping[str, Session], *, runs: int = RUNS) -> RaceResult:
-    """Times single pictures of noise, call by call in turn; what is in a picture changes no kernel's time.
+def race(sessions: Mapping[str, Session], *, runs: int = RUNS, batch: int = 1) -> RaceResult:
+    """Times pictures of noise, call by call in turn; what is in a picture changes no kernel's time.
 
     Args:
         sessions: By name, all for inputs of one shape.
         runs: Calls of each that count.
+        batch: Pictures in a call.
 
     Raises:
         EngineError: One of them fails.
     """
     names = list(sessions)
-    shape = (1, *sessions[names[0]].spec.preprocess.input_shape)
+    shape = (batch, *sessions[names[0]].spec.preprocess.input_shape)
     picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     samples: dict[str, list[int]] = {name: [] for name in names}
     for number in range(_WARM_UP + runs):

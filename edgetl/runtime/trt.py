@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.compile import EngineLayer, Product, layers_of_inspector, logger_of
+from edgetl.compile import EngineLayer, Product, layers_of_inspector, listening
 from edgetl.errors import EngineError
-from edgetl.runtime.cuda import Buffer, Graph, Stream
+from edgetl.runtime.cuda import Buffer, Graph, Stream, on_first_device
 from edgetl.runtime.session import check_batch
 from edgetl.spec import ModelSpec
 
@@ -50,23 +51,29 @@ class TrtSession:
         self._lock = threading.Lock()
         self._lanes: dict[int, _Lane] = {}
         self._buffers: dict[str, Buffer] = {}
+        self._shared: Any = None
         self._engine: Any = None
+        self._closing = ExitStack()
         self.spec = spec
         self.eager_because = ""
-        self._stream = Stream()
         try:
-            self._open(plan, product, name)
+            with on_first_device():
+                self._stream = self._closing.enter_context(Stream())
+                trt = self._trt = product.bindings()
+                log, self._heard = self._closing.enter_context(listening(trt))
+                self._open(trt, log, plan, f"{name}: {product.name}")
         except BaseException:
             self.close()
             raise
 
-    def _open(self, plan: bytes, product: Product, name: str) -> None:
-        trt = self._trt = product.bindings()
-        self._log = logger_of(trt)
-        self._runtime = trt.Runtime(self._log)
-        self._engine = engine = self._runtime.deserialize_cuda_engine(plan)
+    def _open(self, trt: Any, log: Any, plan: bytes, name: str) -> None:
+        try:
+            self._runtime = runtime = trt.Runtime(log)
+        except TypeError:  # how the bindings tell of a null pointer
+            raise EngineError(f"{name} cannot start ({self._heard.words(first=True)})") from None
+        self._engine = engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise EngineError(f"{name}: {product.name} refuses this plan ({self._words()}); build it again here")
+            raise EngineError(f"{name} refuses this plan ({self._heard.words()}); build it again here")
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in names if n not in inputs]
@@ -84,6 +91,11 @@ class TrtSession:
             self._buffers[tensor] = Buffer(shape, trt.nptype(engine.get_tensor_dtype(tensor)))
         self._shared = self._context()
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What TensorRT warned of since the plan was opened."""
+        return tuple(self._heard.warnings)
+
     def infer(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Runs uint8 (N, H, W, C) with 1 to ``max_batch`` pictures.
 
@@ -94,6 +106,10 @@ class TrtSession:
         with self._lock:
             if self._engine is None:
                 raise EngineError("this session is closed; load the bundle again")
+            return self._infer(batch)
+
+    def _infer(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        with on_first_device():
             rows = max(len(batch), self._min_batch)  # a plan of one size gets what stood there before
             self._buffers[self._input].host[: len(batch)] = batch
             lane = self._lane(rows)
@@ -116,19 +132,33 @@ class TrtSession:
         self._queue(lane.context, rows)  # TensorRT asks for one run before a recording
         self._stream.synchronize()
         try:
+            if hasattr(lane.context, "is_stream_capturable"):  # TensorRT-RTX compiles kernels while it runs
+                self._check(lane.context.is_stream_capturable(self._stream.handle))
             lane.graph = self._stream.capture(lambda: self._queue(lane.context, rows))
         except EngineError as error:
-            self.eager_because = str(error)
+            self.eager_because = f"its work cannot be recorded: {error}"
         self._lanes[rows] = lane
         return lane
 
     def _context(self) -> Any:
-        context = self._engine.create_execution_context()
+        context = self._new_context()
         if context is None:
-            raise EngineError(f"TensorRT cannot prepare this plan ({self._words()}); is there memory left on the GPU?")
+            raise EngineError(
+                f"TensorRT cannot prepare this plan ({self._heard.words()}); is there memory left on the GPU?"
+            )
         for tensor, buffer in self._buffers.items():
             self._check(context.set_tensor_address(tensor, buffer.device))
         return context
+
+    def _new_context(self) -> Any:
+        engine, trt = self._engine, self._trt
+        if hasattr(
+            trt, "DynamicShapesKernelSpecializationStrategy"
+        ):  # wait for the fast kernels, or they are never timed
+            settings = engine.create_runtime_config()
+            settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            return engine.create_execution_context(settings)
+        return engine.create_execution_context()
 
     def _reshape(self, context: Any, rows: int) -> None:
         self._check(context.set_input_shape(self._input, (rows, *self.spec.preprocess.input_shape)))
@@ -148,24 +178,24 @@ class TrtSession:
 
     def _check(self, done: bool) -> None:
         if not done:
-            raise EngineError(f"TensorRT failed ({self._words()})")
-
-    def _words(self) -> str:
-        return "; ".join(self._log.errors[-2:])[:500] or "no reason given"
+            raise EngineError(f"TensorRT failed ({self._heard.words()})")
 
     def close(self) -> None:
         """Releases the plan and its memory; closing twice does nothing."""
-        with self._lock:
+        with self._lock, self._closing:
             lanes, self._lanes = self._lanes, {}
             buffers, self._buffers = self._buffers, {}
-            for lane in lanes.values():
-                if lane.graph is not None:
-                    lane.graph.close()
-            lanes.clear()
-            self._shared = self._engine = self._runtime = None
-            for buffer in buffers.values():
-                buffer.close()
-            self._stream.close()
+            with on_first_device() if buffers else nullcontext():
+                if buffers:
+                    with suppress(EngineError):  # what failed before was told then
+                        self._stream.synchronize()  # an interrupted call may have left work behind
+                for lane in lanes.values():
+                    if lane.graph is not None:
+                        lane.graph.close()
+                lanes.clear()
+                self._shared = self._engine = self._runtime = None
+                for buffer in buffers.values():
+                    buffer.close()
 
     def __enter__(self) -> TrtSession:
         return self

@@ -30,8 +30,13 @@ MAKERS = (
     "create_execution_context", "create_engine_inspector", "deserialize_cuda_engine", "build_serialized_network",
     "get_input", "get_layer", "Builder", "OnnxParser", "Runtime",
 )  # fmt: skip
-# TensorRT-RTX alone builds for GPUs that are not there; only `_aim` asks for it, behind Product.for_other_gpus.
+# TensorRT-RTX alone builds for GPUs that are not there (only `_aim` asks for it, behind Product.for_other_gpus), and
+# compiles kernels while it runs.
 RTX_ONLY = {
+    ("module", "DynamicShapesKernelSpecializationStrategy"),  # asked for by hasattr, and what goes with it
+    ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
+    ("ICudaEngine", "create_runtime_config"),
+    ("IExecutionContext", "is_stream_capturable"),
     ("IBuilderConfig", "num_compute_capabilities"),
     ("IBuilderConfig", "set_compute_capability"),
     ("module", "ComputeCapability"),

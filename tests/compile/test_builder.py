@@ -10,7 +10,7 @@ from tiny import tiny_graph, write_tiny_bundle
 
 from edgetl import host
 from edgetl.bundle import open_bundle
-from edgetl.compile import PlanSettings, PlanStore, build_plan, plan_for, product_named, write_plan
+from edgetl.compile import PlanSettings, PlanStore, build_plan, listening, plan_for, product_named, write_plan
 from edgetl.errors import BundleError, EngineError, InputError, MissingExtraError
 from edgetl.quantize import QuantizeConfig, calibrate, write_int8
 
@@ -63,6 +63,30 @@ def test_time_passes_visibly(monkeypatch):
     assert max(totals) > 0
     assert texts[0] == "0 s"
     assert not [t for t in threading.enumerate() if t.name.startswith("edgetl")]
+
+
+def test_an_interruption_ends_the_build_at_its_next_step(monkeypatch):
+    monkeypatch.setattr("edgetl.compile.builder._HEARTBEAT_S", 0.005)
+
+    def interrupted(*told):
+        raise KeyboardInterrupt
+
+    model = graphs.cnn(["conv"] * 30).SerializeToString()
+    with pytest.raises(KeyboardInterrupt):
+        build_plan(model, "m.onnx", RTX, AHEAD, on_progress=interrupted)
+    assert not [t for t in threading.enumerate() if t.name.startswith("edgetl")]
+
+
+def test_messages_go_to_whoever_listens():
+    trt = RTX.bindings()
+    with listening(trt) as (log, outer):
+        with listening(trt) as (same, inner):
+            same.log(trt.ILogger.Severity.ERROR, "one\n  line")
+        log.log(trt.ILogger.Severity.WARNING, "careful")
+    log.log(trt.ILogger.Severity.ERROR, "nobody listens")
+    assert same is log, "TensorRT keeps a pointer to the first logger: it must live for ever"
+    assert (inner.errors, inner.warnings) == (["one line"], [])
+    assert (outer.errors, outer.warnings) == (["one line"], ["careful"])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,28 @@ def test_lines_of_the_log():
     assert dict(report_of(layers, ["node_Conv_653"]).weighted) == {"node_Conv_653": "Int8"}
 
 
+def test_lines_of_tensorrt_ten():
+    """Of a public build log of TensorRT 10; the tactic's name shortened."""
+    conv = "/features/features.0/Conv"
+    taken, copied, made = (
+        f"{{ Name: {name}, Location: Device, Dimensions: [1,3,224,224], Format/Datatype: {dtype} }}"
+        for name, dtype in (("input", "Half"), ("Reformatted Input Tensor 0", "Int8"), ("relu_output_0", "Half"))
+    )
+    text = (
+        f"Layers:\nName: Reformatting CopyNode for Input Tensor 0 to {conv}, LayerType: Reformat, Inputs: [ {taken}], "
+        f"Outputs: [ {copied}], ParameterType: Reformat, Origin: REFORMAT, StreamId: 0, Metadata: \n"
+        f"Name: {conv} + relu, LayerType: CaskConvolution, Inputs: [ {copied}], Outputs: [ {made}], ParameterType: "
+        'Convolution, Kernel: [11,11], PrePadding: [2,2], Weights: {"Type": "Half", "Count": 23232}, HasBias: 1, '
+        "Activation: RELU, TacticName: sm80_xmma_fprop, TacticValue: 0x280b, StreamId: 0, Metadata: "
+        f"[ONNX Layer: {conv}][ONNX Layer: relu]"
+    )
+    copy, fused = layers_of_log(text)
+    assert (copy.kind, copy.converts, copy.inputs[0].dtype, copy.outputs[0].dtype) == ("Reformat", True, "Half", "Int8")
+    assert (fused.onnx, fused.inputs[0].shape) == ((conv, "relu"), (1, 3, 224, 224))
+    report = report_of((copy, fused), [conv])
+    assert (dict(report.weighted), report.conversions) == ({conv: "Int8"}, 1)
+
+
 @pytest.mark.parametrize("text", ["", "Layers:\n", "Name: x, LayerType: y", "LayerType: " * 1000])
 def test_other_text_has_no_layers(text):
     assert layers_of_log(text) == ()

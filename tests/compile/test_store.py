@@ -21,7 +21,7 @@ from edgetl.compile import PlanKey, PlanStore, default_cache, read_record
 from edgetl.errors import EngineError, InputError
 
 MACHINE = {"gpu": {"name": "Orin", "sm": 87}, "cuda_driver": 12060, "l4t": "36.4.3"}
-KEY = PlanKey("tensorrt", "10.3.0", "Linux", "aarch64", (87,), "a" * 64, {"max_batch": 8}, MACHINE)
+KEY = PlanKey("tensorrt", "10.3.0", "Linux", "aarch64", (87,), "a" * 64, {"max_batch": 8}, 16, MACHINE)
 PLAN = np.random.default_rng(0).bytes(5000)
 
 
@@ -158,6 +158,26 @@ def test_a_link_to_a_folder_is_no_folder(store, tmp_path):
         PlanStore(tmp_path / "link")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_folder_that_cannot_be_read_is_one_line(store):
+    os.seteuid(12345)
+    try:
+        with pytest.raises(EngineError, match=r"cannot (be )?read"):
+            PlanStore(store.root)
+        with pytest.raises(EngineError, match=r"cannot be read \(Permission denied\); name a folder of your own"):
+            PlanStore(store.root / "inner")
+    finally:
+        os.seteuid(0)
+
+
+def test_a_user_without_a_home_is_told_what_to_do(monkeypatch):
+    for name in ("EDGETL_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(EngineError, match="name a folder by EDGETL_CACHE"):
+        default_cache()
+
+
 def test_a_folder_that_cannot_be_made_names_the_way_out(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EngineError, match="name a folder of your own by EDGETL_CACHE"):
@@ -228,7 +248,7 @@ def test_facts_are_remembered_and_what_is_planted_is_forgotten(store):
 # --- plans that are carried
 
 
-CARRIED = replace(KEY.carried, product="tensorrt-rtx", sms=(86, 89))
+CARRIED = replace(KEY.carried, product="tensorrt-rtx", sms=(86, 89), multiprocessors=None)
 HERE = replace(CARRIED, sms=(89,), machine=MACHINE, settings={"max_batch": 2})
 
 
@@ -261,6 +281,20 @@ def test_a_carried_plan_that_does_not_fit_says_why(carried, change, reason):
     assert found.reason.endswith(f"parts.fp16.rtx.json: {reason}")
 
 
+def test_a_plan_that_was_tuned_fits_gpus_of_as_many_multiprocessors_and_no_other_machines_own(tmp_path):
+    store = PlanStore(tmp_path / "tuned")
+    store.put(KEY.carried, PLAN, {})
+    other = {"gpu": {"name": "Orin Nano"}}
+    assert store.find_fitting(replace(KEY, machine=other)).plan == PLAN
+    assert (
+        "tuned on a GPU of 16 multiprocessors, here are 8" in store.find_fitting(replace(KEY, multiprocessors=8)).reason
+    )
+    own = PlanStore(tmp_path / "own")
+    own.put(KEY, PLAN, {})
+    assert own.find_fitting(KEY).plan == PLAN
+    assert "is another machine's own" in own.find_fitting(replace(KEY, machine=other)).reason
+
+
 def test_a_damaged_carried_plan_and_an_empty_folder_say_so(carried, tmp_path):
     plan_of(carried).write_bytes(b"x")
     assert "sha256 differs" in carried.find_fitting(HERE).reason
@@ -282,6 +316,7 @@ def test_a_record_is_read_by_its_own_name_or_its_plans(carried):
         st.lists(st.integers(50, 130), max_size=3).map(tuple),
         st.text(max_size=5),
         st.dictionaries(st.text(max_size=3), st.integers()),
+        st.none() | st.integers(1, 200),
         st.none() | st.dictionaries(st.text(max_size=3), st.integers()),
     )
 )

@@ -42,6 +42,8 @@ class Cuda:
         self.recording = None
         self.copies = self.launches = 0
         self.memory_left = 1 << 30
+        self.memory_of_all = 1 << 40
+        self.current = 0
         self._next = 1
 
     def _new(self):
@@ -53,6 +55,13 @@ class Cuda:
 
     def cudaGetDeviceCount(self):
         return OK, 1
+
+    def cudaGetDevice(self):
+        return OK, self.current
+
+    def cudaSetDevice(self, index):
+        self.current = index
+        return (OK,)
 
     def cudaDriverGetVersion(self):
         return OK, 12060
@@ -99,6 +108,7 @@ class Cuda:
 
     def cudaGraphLaunch(self, graph, stream):
         self._need(id(graph) in self.graphs, "a released graph")
+        self._need(self.current == 0, "another device's turn")
         self.launches += 1
         for work in graph:
             work()
@@ -119,7 +129,8 @@ class Cuda:
         return self._allocate(self.device, size)
 
     def _allocate(self, where, size):
-        if size > self.memory_left:
+        held = sum(len(memory) for memory in (*self.host.values(), *self.device.values()))
+        if size > self.memory_left or held + size > self.memory_of_all:
             return Status(2), None
         memory = ctypes.create_string_buffer(size)
         where[ctypes.addressof(memory)] = memory
@@ -288,7 +299,8 @@ class TensorRT:
         self.cuda = cuda
         self.contexts = self.builds = 0
         self.build_seconds = 0.0
-        self.refuse = self.fail_runs = False
+        self.refuse = self.fail_runs = self.cannot_start = self.stale_timings = False
+        self.refuse_graphs = ()
 
     @staticmethod
     def nptype(dtype):
@@ -304,6 +316,10 @@ class TensorRT:
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
     def Builder(self, logger):
+        if self.cannot_start:
+            logger.log(Severity.ERROR, "createInferBuilder: Error Code 6: API Usage Error (CUDA error 35)")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
         def profile():
             kept = {}
             return SimpleNamespace(set_shape=lambda name, *shapes: kept.update(shapes=shapes), kept=kept)
@@ -312,13 +328,18 @@ class TensorRT:
             made = SimpleNamespace(profiles=[], told={})
             made.add_optimization_profile = made.profiles.append
             made.set_memory_pool_limit = made.told.__setitem__
-            made.create_timing_cache = lambda data: SimpleNamespace(serialize=lambda: data or b"timings")
+            made.create_timing_cache = lambda data: (
+                None if data and self.stale_timings else SimpleNamespace(serialize=lambda: data or b"timings")
+            )
             made.set_timing_cache = lambda cache, ignore: None
             return made
 
         def build(network, config):
             self.builds += 1
             time.sleep(self.build_seconds)
+            if network.graph in self.refuse_graphs:
+                logger.log(Severity.ERROR, "buildSerializedNetwork: Error Code 10: Could not find any implementation")
+                return None
             smallest, _, largest = config.profiles[0].kept["shapes"]
             return f"{smallest[0]}-{largest[0]}|".encode() + network.graph
 

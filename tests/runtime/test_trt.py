@@ -14,7 +14,7 @@ from edgetl import gpu
 from edgetl.bundle import write_manifest
 from edgetl.cli.main import run
 from edgetl.compile import PlanSettings, product_named
-from edgetl.errors import EngineError, MissingExtraError
+from edgetl.errors import EngineError, InputError, MissingExtraError
 from edgetl.runtime.cuda import Buffer, Stream
 from edgetl.runtime.trt import TrtSession
 
@@ -216,7 +216,7 @@ def test_what_lost_its_accuracy_does_not_race(cuda, trt, tmp_path, monkeypatch):
     with pytest.raises(EngineError, match=r"has no fp16 or int8-tensorrt that kept its accuracy"):
         edgetl.load(root, engine="tensorrt")
     with edgetl.load(root, engine="tensorrt", variant="int8-tensorrt") as classify:
-        assert classify.reason == "asked for by name, built plan"
+        assert classify.reason == "the only graph to choose from; built plan"
 
 
 def test_auto_takes_tensorrt_and_says_why(cuda, trt, bundle):
@@ -234,6 +234,114 @@ def test_auto_falls_to_the_cpu_with_every_reason_and_by_name_nothing_falls(cuda,
             assert reason in classify.reason
     with pytest.raises(MissingExtraError, match=r"pip install 'edgetl\[tensorrt\]'"):
         edgetl.load(bundle, engine="tensorrt")
+
+
+def test_a_library_that_cannot_start_is_no_traceback(cuda, trt, bundle):
+    trt.cannot_start = True
+    with pytest.raises(EngineError, match=r"tensorrt cannot start \(.*CUDA error 35\)\)"):
+        edgetl.load(bundle, engine="tensorrt")
+    with edgetl.load(bundle) as classify:
+        assert classify.engine == "cpu"
+
+
+def test_one_graph_that_cannot_be_built_does_not_take_the_other_down(cuda, trt, bundle):
+    trt.refuse_graphs = ((bundle / "model.int8-tensorrt.onnx").read_bytes(),)
+    with edgetl.load(bundle, engine="tensorrt") as classify:
+        assert classify.variant == "fp16"
+        assert "not int8-tensorrt: model.int8-tensorrt.onnx: tensorrt cannot build it (" in classify.reason
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_one_plan_that_does_not_fit_into_memory_neither(cuda, trt, bundle):
+    for name in ("fp16", "int8-tensorrt"):
+        edgetl.load(bundle, engine="tensorrt", variant=name).close()
+    one = 8 * 16 * 16 * 3 * (1 if cuda.integrated else 2)
+    cuda.memory_of_all = one * 3 // 2
+    with edgetl.load(bundle, engine="tensorrt", build="never") as classify:
+        assert "cudaErrorMemoryAllocation" in classify.reason
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_what_compile_was_told_is_what_load_takes(cuda, trt, bundle):
+    assert run(["compile", str(bundle), "--max-batch", "32", "--best-batch", "4", "--workspace", "64"]) == 0
+    with edgetl.load(bundle, engine="tensorrt", build="never") as classify:
+        assert "cached plan" in classify.reason
+        assert len(classify.batch([noise(16, 16)] * 33)) == 33
+    assert trt.builds == 2
+    assert run(["compile", str(bundle), "--max-batch", "2"]) == 0
+    with edgetl.load(bundle, engine="tensorrt", build="never") as classify:
+        assert trt.builds == 4
+    with pytest.raises(EngineError, match="leave the settings' sms empty"):
+        edgetl.load(bundle, settings=PlanSettings(sms=(86,)))
+
+
+def test_one_plan_alone_is_enough(cuda, trt, bundle, tmp_path):
+    assert run(["compile", str(bundle), "--variant", "fp16"]) == 0
+    with edgetl.load(bundle, engine="tensorrt", build="never") as classify:
+        assert classify.variant == "fp16"
+        assert "not int8-tensorrt: " in classify.reason
+    assert run(["compile", str(bundle), "--variant", "fp16", "--out", str(tmp_path / "plans")]) == 0
+    with edgetl.load(bundle, engine="tensorrt", build="never", plans=tmp_path / "plans") as classify:
+        assert "carried plan" in classify.reason
+
+
+def test_carried_plans_need_no_cache(cuda, trt, bundle, tmp_path, monkeypatch):
+    assert run(["compile", str(bundle), "--out", str(tmp_path / "plans")]) == 0
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "open"))
+    with edgetl.load(bundle, engine="tensorrt", build="never", plans=tmp_path / "plans") as classify:
+        assert "the fastest here" in classify.reason
+        assert "no plan is kept: " in classify.reason
+    with edgetl.load(bundle, engine="tensorrt") as classify:  # built, used, and not kept
+        assert "built plan" in classify.reason
+    assert run(["compile", str(bundle)]) == 2
+
+
+def test_a_full_disk_does_not_cost_the_plan_that_was_built(cuda, trt, bundle, monkeypatch):
+    def full(path, data):
+        raise InputError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("edgetl.compile.store.write_bytes", full)
+    with edgetl.load(bundle, engine="tensorrt") as classify:
+        assert "not kept: " in classify.reason
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_a_damaged_note_is_raced_again(cuda, trt, bundle, tmp_path):
+    edgetl.load(bundle, engine="tensorrt").close()
+    (note,) = (tmp_path / "cache").glob("choice.*.note")
+    note.write_text('{"format_version": 1, "chosen": "fp16"}')
+    with edgetl.load(bundle, engine="tensorrt") as classify:
+        assert "the fastest here" in classify.reason
+
+
+def test_timings_that_tensorrt_refuses_are_forgotten(cuda, trt, bundle):
+    edgetl.load(bundle, engine="tensorrt", variant="fp16").close()
+    trt.stale_timings = True
+    edgetl.load(bundle, engine="tensorrt", variant="int8-tensorrt").close()
+    assert trt.builds == 2
+
+
+def test_another_device_of_the_caller_stays_its_own(cuda, trt):
+    cuda.current = 1
+    with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
+        for _ in range(2):
+            session.infer(pictures(1))
+        assert cuda.current == 1
+
+
+def test_ctrl_c_ends_a_build(cuda, trt, bundle, monkeypatch):
+    """What arrives in this thread while another one builds: here, raised by the progress that it tells."""
+    monkeypatch.setattr("edgetl.compile.builder._HEARTBEAT_S", 0.01)
+    trt.build_seconds = 0.2
+
+    def interrupted(*told):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        edgetl.load(bundle, engine="tensorrt", on_progress=interrupted)
+    assert not list((bundle.parent / "cache").glob("*.plan"))
 
 
 def test_nothing_is_built_where_that_is_forbidden(cuda, trt, bundle):
