@@ -57,7 +57,7 @@ def test_plans_ahead_of_time(bundle_path, tmp_path, monkeypatch, capsys):
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "parts.edgetl").symlink_to(bundle_path)
-    lines = [line for block in blocks("") for line in re.findall(r"^edgetl .*", block, flags=re.MULTILINE)]
+    lines = re.findall(r"^edgetl .*", README, flags=re.MULTILINE)
     compile_line = next(line for line in lines if "--engine tensorrt-rtx" in line)
     inspect_line = next(line for line in lines if "inspect plans/" in line)
     assert run(shlex.split(compile_line, comments=True)[1:]) == 0, capsys.readouterr().err
