@@ -31,6 +31,13 @@ def test_device_code_never_loads_the_training_stack(code, tiny_bundle, tmp_path)
     assert done.stdout.splitlines()[-1] == "LOADED []"
 
 
+def test_a_program_on_the_cpu_imports_nothing_for_gpus(tiny_bundle):
+    code = f"import edgetl, sys; edgetl.load({str(tiny_bundle)!r}, engine='cpu').close(); "
+    code += "print([m for m in sys.modules if m.startswith(('edgetl.compile', 'edgetl.gpu', 'cuda', 'tensorrt'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_every_benchmark_is_run_by_a_test():
     tests = "".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
     scripts = {script.name: script.read_text() for script in (ROOT / "benchmarks").glob("*.py")}

@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgetl import host
 from edgetl.bundle import Bundle, Variant, open_bundle
-from edgetl.compile import PLAN_VARIANTS, PlanSettings, PlanStore, Progress, default_cache
-from edgetl.compile import product_named as product_of
 from edgetl.errors import EngineError, MissingExtraError
 from edgetl.runtime.classifier import Classifier
 from edgetl.runtime.ort import MAX_BATCH, OrtSession, has_provider
-from edgetl.runtime.planned import PlanSource, open_fastest
 from edgetl.runtime.session import Session
+
+if TYPE_CHECKING:  # a program on the CPU needs none of it
+    from edgetl.compile import PlanSettings, Progress
 
 __all__ = ["BUILD", "ENGINES", "choose_variant", "load", "session_for"]
 
@@ -34,7 +34,10 @@ class _Request:
     bundle: Bundle
     variant: str | None
     threads: int
-    source: PlanSource
+    settings: PlanSettings | None
+    plans: Path | None
+    build: bool
+    on_progress: Progress
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,15 @@ def load(
             raise EngineError(f'{what} "{value}" is unknown: it must be one of {", ".join(known)}')
     if settings is not None and settings.sms:
         raise EngineError("a plan that is loaded is built for this machine's GPU: leave the settings' sms empty")
-    source = PlanSource(settings, None if plans is None else Path(plans), build == "auto", on_progress or _Telling())
-    opened_bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    request = _Request(opened_bundle, variant, threads, source)
+    request = _Request(
+        bundle if isinstance(bundle, Bundle) else open_bundle(bundle),
+        variant,
+        threads,
+        settings,
+        None if plans is None else Path(plans),
+        build == "auto",
+        on_progress or _Telling(),
+    )
     refused: list[str] = []
     for name in _order(engine, request):
         try:
@@ -129,8 +138,10 @@ def _order(engine: str, request: _Request) -> tuple[str, ...]:
 
 
 def _tensorrt(request: _Request) -> _Opened:
+    from edgetl.compile import product_named
+
     try:
-        product_of("tensorrt").bindings()
+        product_named("tensorrt").bindings()
     except MissingExtraError:
         if not _has("tensorrt"):
             raise
@@ -139,8 +150,12 @@ def _tensorrt(request: _Request) -> _Opened:
 
 
 def _planned(request: _Request, engine: str) -> _Opened:
+    from edgetl.compile import PLAN_VARIANTS, product_named
+    from edgetl.runtime.planned import PlanSource, open_fastest
+
     variants = _for_gpu(request.bundle, request.variant, PLAN_VARIANTS, "tensorrt")
-    session, name, reason = open_fastest(request.bundle, variants, product_of(engine), request.source)
+    source = PlanSource(request.settings, request.plans, request.build, request.on_progress)
+    session, name, reason = open_fastest(request.bundle, variants, product_named(engine), source)
     return _Opened(session, name, reason)
 
 
@@ -149,6 +164,8 @@ def _cuda(request: _Request) -> _Opened:
 
 
 def _through_onnxruntime(request: _Request, provider: str) -> _Opened:
+    from edgetl.compile import PLAN_VARIANTS, PlanSettings
+
     bundle = request.bundle
     names = PLAN_VARIANTS[::-1] if provider == "tensorrt" else ("fp16", "fp32")
     variant = _for_gpu(bundle, request.variant, names, provider)[0]
@@ -157,7 +174,7 @@ def _through_onnxruntime(request: _Request, provider: str) -> _Opened:
         bundle.spec,
         provider=provider,
         provider_options=_options(provider, variant),
-        max_batch=(request.source.settings or PlanSettings()).max_batch if provider == "tensorrt" else MAX_BATCH,
+        max_batch=(request.settings or PlanSettings()).max_batch if provider == "tensorrt" else MAX_BATCH,
     )
     why = "asked for by name" if request.variant else f"{variant.precision.upper()} for this GPU"
     return _Opened(session, variant.name, f"{why}, by ONNX Runtime's {provider} provider")
@@ -166,6 +183,8 @@ def _through_onnxruntime(request: _Request, provider: str) -> _Opened:
 def _options(provider: str, variant: Variant) -> dict[str, str]:
     if provider != "tensorrt":
         return {}
+    from edgetl.compile import PlanStore, default_cache
+
     return {
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(PlanStore(default_cache()).folder("onnxruntime")),

@@ -132,7 +132,7 @@ class TrtSession:
         self._queue(lane.context, rows)  # TensorRT asks for one run before a recording
         self._stream.synchronize()
         try:
-            if hasattr(lane.context, "is_stream_capturable"):  # TensorRT-RTX compiles kernels while it runs
+            if hasattr(lane.context, "is_stream_capturable"):
                 self._check(lane.context.is_stream_capturable(self._stream.handle))
             lane.graph = self._stream.capture(lambda: self._queue(lane.context, rows))
         except EngineError as error:
@@ -152,9 +152,8 @@ class TrtSession:
 
     def _new_context(self) -> Any:
         engine, trt = self._engine, self._trt
-        if hasattr(
-            trt, "DynamicShapesKernelSpecializationStrategy"
-        ):  # wait for the fast kernels, or they are never timed
+        # TensorRT-RTX compiles kernels while it runs: wait for the fast ones, or only slow stand-ins are timed.
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             settings = engine.create_runtime_config()
             settings.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             return engine.create_execution_context(settings)
