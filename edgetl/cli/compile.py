@@ -59,10 +59,11 @@ def compile_(
     from then on. With --out, to be carried: edgetl.load(..., plans=DIR) takes a plan where product, version, system,
     processor, compute capability and graph are those it was built for. TensorRT-RTX needs no GPU for that.
     """
+    from edgetl import gpu
     from edgetl.bundle import open_bundle
     from edgetl.cli.display import Display
     from edgetl.compile import PlanSettings, product_named
-    from edgetl.errors import InputError
+    from edgetl.errors import EngineError, InputError
 
     settings = PlanSettings(
         max_batch,
@@ -75,6 +76,9 @@ def compile_(
     if sms and out is None:
         raise InputError("--sm builds for other machines: give --out, the folder that is carried there")
     opened = open_bundle(bundle)
+    why_no_gpu = None if sms else gpu.absence()
+    if why_no_gpu is not None:
+        raise EngineError(f"{why_no_gpu}; --engine tensorrt-rtx --sm 86 --out DIR builds for another one")
     product = product_named(_installed() if engine == "auto" else engine)
     with Display(json_to_stdout=json_out == "-") as display:
         if out is None:

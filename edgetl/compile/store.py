@@ -215,7 +215,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _unusable(root: Path, how: str, error: OSError) -> EngineError:
-    return EngineError(f"{root}: cannot be {how} ({error.strerror}); name a folder of your own by EDGETL_CACHE")
+    return EngineError(f"{root}: cannot be {how} ({error.strerror}); name another folder (--out, or EDGETL_CACHE)")
 
 
 def _check_owner(root: Path) -> None:
@@ -227,7 +227,7 @@ def _check_owner(root: Path) -> None:
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EngineError(f"{root}: others can write to it, and plans are native code: chmod 700 '{root}'")
     if not os.access(root, os.R_OK | os.X_OK):
-        raise EngineError(f"{root}: this user cannot read it; name a folder of your own by EDGETL_CACHE")
+        raise EngineError(f"{root}: this user cannot read it; name another folder (--out, or EDGETL_CACHE)")
 
 
 def _read_own(path: Path) -> bytes:

@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(store):
     try:
         with pytest.raises(EngineError, match=r"cannot (be )?read"):
             PlanStore(store.root)
-        with pytest.raises(EngineError, match=r"cannot be read \(Permission denied\); name a folder of your own"):
+        with pytest.raises(EngineError, match=r"cannot be read \(Permission denied\); name another folder"):
             PlanStore(store.root / "inner")
     finally:
         os.seteuid(0)
@@ -180,7 +180,7 @@ def test_a_user_without_a_home_is_told_what_to_do(monkeypatch):
 
 def test_a_folder_that_cannot_be_made_names_the_way_out(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(EngineError, match="name a folder of your own by EDGETL_CACHE"):
+    with pytest.raises(EngineError, match="name another folder"):
         PlanStore(tmp_path / "file" / "plans").put(KEY, PLAN, {})
 
 
