@@ -126,8 +126,8 @@ def _usable_cores() -> int:
 def facts() -> dict[str, Any]:
     """Returns a JSON object that describes this machine and its state right now.
 
-    Keys: ``cpu, cores, arch, int8_dot, memory_bytes, governor, load_1m, gpus, board, system, versions``;
-    ``null`` where this machine does not tell.
+    Keys: ``cpu, cores, arch, int8_dot, memory_bytes, available_bytes, governor, load_1m, gpus, board, system,
+    versions``; ``null`` where this machine does not tell.
     """
     return {
         "cpu": cpu_name(),
@@ -135,6 +135,7 @@ def facts() -> dict[str, Any]:
         "arch": arch(),
         "int8_dot": has_int8_dot(),
         "memory_bytes": _memory_bytes(),
+        "available_bytes": available_bytes(),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_1m": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "gpus": list(gpu_names()),

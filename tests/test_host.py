@@ -28,8 +28,8 @@ def test_facts_are_json_with_the_documented_keys():
     facts = host.facts()
 
     assert list(facts) == [
-        "cpu", "cores", "arch", "int8_dot", "memory_bytes", "governor", "load_1m", "gpus", "board", "system",
-        "versions",
+        "cpu", "cores", "arch", "int8_dot", "memory_bytes", "available_bytes", "governor", "load_1m", "gpus", "board",
+        "system", "versions",
     ]  # fmt: skip
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
 

@@ -51,6 +51,7 @@ def doctor(check: bool, json_out: str | None) -> None:
     display = Display(json_to_stdout=json_out == "-")
     facts = report["host"]
     display.console.print(f"{facts['cpu']}, {facts['cores']} cores usable, {facts['arch']}, {facts['system']}")
+    display.console.print(f"memory: {_gib(facts['memory_bytes'])}, {_gib(facts['available_bytes'])} of it free")
     display.console.print(_gpu_line(report))
     if report["jetson"]:
         display.console.print(_jetson_line(report["jetson"]))
@@ -203,6 +204,10 @@ def _cache() -> dict[str, Any]:
     except (EngineError, OSError) as error:
         return {"path": None if root is None else str(root), "plans": 0, "bytes": 0, "problem": str(error)}
     return {"path": str(root), "plans": len(sizes), "bytes": sum(sizes), "problem": None}
+
+
+def _gib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**30:.1f} GiB"
 
 
 def _gpu_line(report: dict[str, Any]) -> str:
