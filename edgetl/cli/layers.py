@@ -115,7 +115,6 @@ def show_plan(display: Display, path: Path) -> dict[str, Any]:
     )
     rows = [
         (
-            layer["name"],
             layer["kind"],
             ", ".join(_tensor(t) for t in layer["inputs"]),
             ", ".join(_tensor(t) for t in layer["outputs"]),
@@ -123,7 +122,7 @@ def show_plan(display: Display, path: Path) -> dict[str, Any]:
         )
         for layer in report["layers"]
     ]
-    display.table("kernels", ("name", "kind", "takes", "makes", "of the graph's nodes"), rows, text=5)
+    display.table("kernels", ("kind", "takes", "makes", "of the graph's nodes"), rows, text=4)
     show_islands(display, record["variant"], report["islands"])
     return record
 
