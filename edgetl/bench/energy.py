@@ -36,11 +36,15 @@ class Meter(Protocol):
     name: str
 
     def joules(self) -> float:
-        """Returns the energy since some moment in the past; only differences mean something."""
+        """Returns the energy since some moment in the past; only differences mean something.
+
+        Raises:
+            EngineError: It does not answer.
+        """
 
 
 class JetsonRails:
-    """The power monitors of a Jetson module. The carrier board is not measured.
+    """The power monitors of a Jetson module. The carrier board is not measured, but for Thor's, whose input it is.
 
     They tell power, not energy: `joules` adds up what passed since it was last asked, so it wants to be asked often.
 
@@ -61,8 +65,15 @@ class JetsonRails:
         self._last: tuple[float, float] | None = None
 
     def watts(self) -> float:
-        """Returns the power of the module now."""
-        return sum(rail.watts() for rail in self.rails)
+        """Returns the power of the module now.
+
+        Raises:
+            EngineError: A monitor does not answer.
+        """
+        try:
+            return sum(rail.watts() for rail in self.rails)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"a power rail does not answer ({error})") from None
 
     def joules(self) -> float:
         """Returns the energy since the first call: the trapezoids between the powers that were read."""
@@ -135,7 +146,10 @@ class Rapl:
 
     def joules(self) -> float:
         """Returns the energy of all packages since this meter was made."""
-        return sum(zone.joules() for zone in self._zones)
+        try:
+            return sum(zone.joules() for zone in self._zones)
+        except (OSError, ValueError) as error:
+            raise EngineError(f"RAPL does not answer ({error})") from None
 
 
 class _Counter:
@@ -178,7 +192,10 @@ class Nvml:
 
     def joules(self) -> float:
         """Returns the energy since the driver was loaded."""
-        return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        try:
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
+        except self._nvml.NVMLError as error:
+            raise EngineError(f"NVML does not answer ({error})") from None
 
 
 def meters(root: Path = Path("/")) -> tuple[list[Meter], list[str]]:
@@ -239,14 +256,17 @@ def measure_energy(meter: Meter, work: Callable[[], int], *, idle_s: float = 2.0
         meter: To ask.
         work: Runs for some seconds, and returns how often it did what counts; at least once.
         idle_s: Time of doing nothing before, whose power is subtracted.
+
+    Raises:
+        EngineError: The meter does not answer at the beginning.
     """
     with _Watch(meter) as idle:
         time.sleep(idle_s)
     with _Watch(meter) as busy:
         count = work()
-    return EnergyResult(
-        meter.name, busy.joules, idle.joules / idle.seconds, busy.seconds, count, len(busy.gaps), busy.problem
-    )
+    idle_watts = idle.joules / idle.seconds if idle.seconds else 0.0
+    problem = busy.problem or (None if idle.problem is None else f"idle power: {idle.problem}")
+    return EnergyResult(meter.name, busy.joules, idle_watts, busy.seconds, count, len(busy.gaps), problem)
 
 
 @dataclass
@@ -266,13 +286,17 @@ class _Watch:
         self._thread.start()
         return self
 
+    def _read(self) -> float | None:
+        try:
+            return None if self.problem else self.meter.joules()
+        except EngineError as error:
+            self.problem = f"the meter stopped answering: {error}"
+            return None
+
     def _ask(self) -> None:
         before = self._began
         while not self._finished.wait(_INTERVAL_S):
-            try:
-                self.meter.joules()
-            except (OSError, ValueError) as error:
-                self.problem = f"the meter stopped answering ({error})"
+            if self._read() is None:
                 return
             now = time.perf_counter()
             self.gaps.append(now - before)
@@ -283,9 +307,12 @@ class _Watch:
     ) -> None:
         self._finished.set()
         self._thread.join()
-        if error is not None or self.problem is not None:
+        last, ended = self._read(), time.perf_counter()
+        self.seconds = ended - self._began
+        if error is not None or last is None:
             return
-        self.joules, self.seconds = self.meter.joules() - self._began_j, time.perf_counter() - self._began
+        self.joules = last - self._began_j
+        self.gaps.append(self.seconds - sum(self.gaps))
         if len(self.gaps) < _FEWEST_SAMPLES:
             self.problem = f"the meter was asked {len(self.gaps)} times, {_FEWEST_SAMPLES} are needed: run longer"
         elif max(self.gaps) > _LARGEST_GAP * self.seconds:

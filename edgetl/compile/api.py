@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ class _Listeners:
 
 
 _LISTENERS: dict[Any, _Listeners] = {}
+_MAKING = threading.Lock()
 
 
 @contextmanager
@@ -111,8 +113,9 @@ def listening(trt: Any, on_detail: Callable[[str], None] | None = None) -> Itera
         on_detail: Gets every line of detail.
     """
     listeners = _LISTENERS.setdefault(trt, _Listeners())
-    if listeners.logger is None:
-        listeners.logger = _new_logger(trt, listeners)
+    with _MAKING:
+        if listeners.logger is None:
+            listeners.logger = _new_logger(trt, listeners)
     heard = Heard(on_detail)
     listeners.heard.append(heard)
     try:

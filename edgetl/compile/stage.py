@@ -71,8 +71,8 @@ def plan_for(
     """
     key = key_for(product, variant.sha256, settings or PlanSettings())
     latest = f"latest.{key.any_settings.digest[:24]}"
-    if settings is None:
-        key = replace(key, settings=_recalled(cache, latest).to_dict())
+    wanted = _recalled(cache, latest) if settings is None else settings
+    key = replace(key, settings=wanted.to_dict())
     notes: list[str] = []
     if plans is not None:
         found = plans.find_fitting(key)
@@ -92,7 +92,6 @@ def plan_for(
                 notes.append(f"not kept: {error}")
                 cache = None
         if ready is None:
-            wanted = settings or _recalled(cache, latest)
             ready = _built(bundle, variant, product, wanted, cache, key, notes, on_progress)
     if settings is not None and cache is not None:
         with suppress(EngineError, InputError):  # a plan that cannot be kept says so itself

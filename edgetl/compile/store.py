@@ -144,7 +144,10 @@ class PlanStore:
         """Returns a folder beside the plans, as private as they are."""
         self._make()
         folder = self.root / name
-        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _unusable(folder, "written", error) from None
         _check_owner(folder)
         return folder
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,13 +57,10 @@ def open_fastest(
     cache = _tried("no plan is kept", notes, lambda: PlanStore(default_cache()))
     ready: dict[str, ReadyPlan] = {}
     for variant in variants:
-
-        def prepare(variant: Variant = variant) -> ReadyPlan:
-            return plan_for(
-                bundle, variant, product, source.settings, cache,
-                plans=plans, build=source.build, on_progress=source.on_progress,
-            )  # fmt: skip
-
+        prepare = partial(
+            plan_for, bundle, variant, product, source.settings, cache,
+            plans=plans, build=source.build, on_progress=source.on_progress,
+        )  # fmt: skip
         found = _tried(f"not {variant.name}", notes, prepare)
         if found is not None:
             ready[variant.name] = found
@@ -72,16 +70,23 @@ def open_fastest(
             where = f"{bundle.root} {name}"
             return opened.enter_context(TrtSession(ready[name].data, bundle.spec, product, name=where))
 
-        remembered = _remembered(ready, cache, source.settings)
-        names = [remembered.fastest] if remembered is not None else list(ready)
         sessions: dict[str, TrtSession] = {}
-        for name in names:
-            session = _tried(f"not {name}", notes, lambda name=name: session_of(name))  # type: ignore[misc]
-            if session is not None:
-                sessions[name] = session
+
+        def open_all(names: Iterable[str]) -> None:
+            for name in names:
+                session = _tried(f"not {name}", notes, partial(session_of, name))
+                if session is not None:
+                    sessions[name] = session
+
+        remembered = _remembered(ready, cache)
+        if remembered is not None:
+            open_all([remembered.fastest])
+        if not sessions:  # nothing is remembered, or it cannot be opened any more
+            open_all(name for name in ready if remembered is None or name != remembered.fastest)
+            remembered = None
         if not sessions:
             raise EngineError("; ".join(notes))
-        result = remembered or _raced(sessions, ready, cache, source.settings)
+        result = remembered or _raced(sessions, ready, cache)
         session = sessions.pop(result.fastest)
         for other in sessions.values():
             other.close()
@@ -107,30 +112,31 @@ def _tried(what: str, notes: list[str], step: Callable[[], T]) -> T | None:
 
 
 def _given(plans: Path) -> PlanStore:
+    store = PlanStore(plans)  # whatever is wrong with a folder that is there
     if not plans.is_dir():
         raise EngineError(f"{plans}: no such folder of plans; edgetl compile --out makes one")
-    return PlanStore(plans)
+    return store
 
 
-def _note_of(ready: Mapping[str, ReadyPlan], settings: PlanSettings | None) -> str:
+def _note_of(ready: Mapping[str, ReadyPlan]) -> str:
     """Returns the name under which a race between these very plans, on this very GPU, is kept."""
     machine = next(iter(ready.values())).key.machine
     plans = sorted(hashlib.sha256(plan.data).hexdigest() for plan in ready.values())
-    parts = " ".join([str(machine), str(_batch(settings)), *plans])
+    parts = " ".join([str(machine), str(_batch(ready)), *plans])
     return f"choice.{hashlib.sha256(parts.encode()).hexdigest()[:24]}"
 
 
-def _batch(settings: PlanSettings | None) -> int:
-    return (settings or PlanSettings()).best_batch
+def _batch(ready: Mapping[str, ReadyPlan]) -> int:
+    """Returns the batch that the plans were made fast for: a carried plan's record tells its own."""
+    told = [plan.record.get("key", {}).get("settings", plan.key.settings) for plan in ready.values()]
+    return max(int(settings.get("best_batch", 1)) for settings in told)
 
 
-def _remembered(
-    ready: Mapping[str, ReadyPlan], cache: PlanStore | None, settings: PlanSettings | None
-) -> _Result | None:
+def _remembered(ready: Mapping[str, ReadyPlan], cache: PlanStore | None) -> _Result | None:
     """Returns what an earlier race found; None where there was none, or what was kept of it is damaged."""
     if cache is None or len(ready) < 2:
         return None
-    known = cache.recall(_note_of(ready, settings)) or {}
+    known = cache.recall(_note_of(ready)) or {}
     try:
         chosen, median_ms = str(known["chosen"]), dict(known["median_ms"])
         return _Result(chosen, _timed(median_ms)) if chosen in ready else None
@@ -138,21 +144,16 @@ def _remembered(
         return None
 
 
-def _raced(
-    sessions: Mapping[str, TrtSession],
-    ready: Mapping[str, ReadyPlan],
-    cache: PlanStore | None,
-    settings: PlanSettings | None,
-) -> _Result:
+def _raced(sessions: Mapping[str, TrtSession], ready: Mapping[str, ReadyPlan], cache: PlanStore | None) -> _Result:
     if len(sessions) == 1:
         (name,) = sessions
         return _Result(name, "the only graph to choose from")
-    batch = min(_batch(settings), *(session.max_batch for session in sessions.values()))
+    batch = min(_batch(ready), *(session.max_batch for session in sessions.values()))
     result = race(sessions, batch=batch)
     if cache is not None and len(sessions) == len(ready):
         facts = {"chosen": result.fastest, "median_ms": result.median_ms, "samples_ns": dict(result.samples_ns)}
         with suppress(EngineError, InputError):  # raced again next time
-            cache.remember(_note_of(ready, settings), facts)
+            cache.remember(_note_of(ready), facts)
     return _Result(result.fastest, _timed(result.median_ms))
 
 

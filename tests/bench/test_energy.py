@@ -69,6 +69,13 @@ def test_no_rails(tmp_path):
         JetsonRails(tree(tmp_path, ina3221("1-0040", 1, ("NC", 5000, 10), ("NC", 1, 1), ("", 1, 1))))
 
 
+def test_a_rail_that_fails_is_one_line(tmp_path):
+    rails = JetsonRails(tree(tmp_path, THOR))
+    (tmp_path / "sys/bus/i2c/drivers/ina238/2-0044/hwmon/hwmon5/power1_input").write_text("")
+    with pytest.raises(EngineError, match="a power rail does not answer"):
+        rails.watts()
+
+
 def test_power_is_added_up_to_energy(tmp_path, monkeypatch):
     clock = iter([10.0, 10.5, 11.5])
     monkeypatch.setattr(energy.time, "perf_counter", lambda: next(clock))
@@ -161,20 +168,21 @@ def test_idle_power_is_subtracted():
 
 def test_too_few_samples_are_told():
     meter = Steady()
-    assert "run longer" in measure_energy(meter, working(meter, 0.05, 1), idle_s=0.05).problem
+    assert "run longer" in measure_energy(meter, working(meter, 0.05, 1), idle_s=0.3).problem
+    assert "idle power: the meter was asked" in measure_energy(meter, working(meter, 0.4, 1), idle_s=0.05).problem
 
 
-def test_a_meter_that_falls_silent_is_told():
+@pytest.mark.parametrize(("while_busy", "phase"), [(True, ""), (False, "idle power: ")])
+def test_a_meter_that_falls_silent_is_told(while_busy, phase):
     class Silent(Steady):
         def joules(self):
-            if self.busy and threading.current_thread().name == "edgetl energy":
-                raise OSError("Input/output error")
+            if self.busy is while_busy and threading.current_thread().name == "edgetl energy":
+                raise EngineError("a power rail does not answer (Input/output error)")
             return super().joules()
 
     meter = Silent()
-    assert (
-        "stopped answering (Input/output error)" in measure_energy(meter, working(meter, 0.3, 1), idle_s=0.05).problem
-    )
+    problem = measure_energy(meter, working(meter, 0.4, 1), idle_s=0.4).problem
+    assert problem == f"{phase}the meter stopped answering: a power rail does not answer (Input/output error)"
 
 
 def test_a_meter_that_was_kept_waiting_is_told():

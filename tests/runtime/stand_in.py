@@ -300,7 +300,7 @@ class TensorRT:
         self.contexts = self.builds = 0
         self.build_seconds = 0.0
         self.refuse = self.fail_runs = self.cannot_start = self.stale_timings = False
-        self.refuse_graphs = ()
+        self.refuse_graphs = self.refuse_plans = ()
 
     @staticmethod
     def nptype(dtype):
@@ -308,7 +308,7 @@ class TensorRT:
 
     def Runtime(self, logger):
         def deserialize(plan):
-            if self.refuse:
+            if self.refuse or plan.partition(b"|")[2] in self.refuse_plans:
                 logger.log(Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 1: (Magic tag does not match)")
                 return None
             return _Engine(plan, self, logger)

@@ -323,6 +323,51 @@ def test_timings_that_tensorrt_refuses_are_forgotten(cuda, trt, bundle):
     assert trt.builds == 2
 
 
+def test_the_race_is_run_at_the_batch_that_compile_was_told_and_only_once(cuda, trt, bundle, monkeypatch):
+    from edgetl.runtime import planned
+
+    batches, race = [], planned.race
+
+    def counted(sessions, *, batch):
+        batches.append(batch)
+        return race(sessions, batch=batch)
+
+    monkeypatch.setattr(planned, "race", counted)
+    assert run(["compile", str(bundle), "--max-batch", "32", "--best-batch", "16"]) == 0
+    edgetl.load(bundle, engine="tensorrt", build="never").close()
+    assert batches == [16]
+
+
+def test_where_the_remembered_plan_fails_the_other_is_taken(cuda, trt, bundle):
+    with edgetl.load(bundle, engine="tensorrt") as classify:
+        chosen = classify.variant
+    trt.refuse_plans = ((bundle / f"model.{chosen}.onnx").read_bytes(),)
+    with edgetl.load(bundle, engine="tensorrt") as classify:
+        assert classify.variant != chosen
+        assert f"not {chosen}: " in classify.reason
+    assert cuda.leaked == (0, 0, 0, 0)
+
+
+def test_a_plan_is_built_as_its_key_says(cuda, trt, bundle, tmp_path):
+    """Another process may change what was asked for last while this one waits."""
+    from edgetl.compile import store
+
+    assert run(["compile", str(bundle), "--variant", "fp16", "--max-batch", "32"]) == 0
+    for path in (tmp_path / "cache").glob("*.plan"):
+        path.unlink()
+    building = store.PlanStore.building
+
+    def meanwhile(self, key):
+        for note in (tmp_path / "cache").glob("latest.*.note"):
+            note.unlink()
+        return building(self, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.PlanStore, "building", meanwhile)
+        with edgetl.load(bundle, engine="tensorrt", variant="fp16") as classify:
+            assert classify._session.max_batch == 32
+
+
 def test_another_device_of_the_caller_stays_its_own(cuda, trt):
     cuda.current = 1
     with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
