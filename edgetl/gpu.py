@@ -44,7 +44,8 @@ class Gpu:
         return asdict(self)
 
 
-def cuda() -> Any:
+@lru_cache(maxsize=1)
+def cuda() -> Any:  # asked for at every inference
     """Returns the module of the CUDA runtime's calls.
 
     Raises:

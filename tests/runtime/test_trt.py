@@ -40,13 +40,18 @@ def installed(monkeypatch, cuda, trt):
     monkeypatch.setattr("edgetl.gpu.require", require)
     monkeypatch.setattr("edgetl.compile.api.require", require)
     monkeypatch.setattr("edgetl.host.has_nvidia_device", lambda: True)
+    forgotten()
+
+
+def forgotten():
     gpu.current_gpu.cache_clear()
+    gpu.cuda.cache_clear()
 
 
 @pytest.fixture(params=["own memory", "shared memory"])
 def cuda(request, monkeypatch):
     yield Cuda(integrated=request.param == "shared memory")
-    gpu.current_gpu.cache_clear()
+    forgotten()
 
 
 @pytest.fixture
@@ -66,6 +71,14 @@ def test_answers_of_every_batch_size_in_any_order_and_nothing_leaks(cuda, trt):
             assert answer["embedding"].shape == (count, 3)
     assert cuda.leaked == (0, 0, 0, 0)
     assert (cuda.copies == 0) is cuda.integrated
+
+
+def test_an_inference_looks_up_no_module_and_reads_no_file(cuda, trt, monkeypatch):
+    with TrtSession(PLAN, tiny_spec(), PRODUCT) as session:
+        session.infer(pictures(1))
+        monkeypatch.setattr("edgetl.gpu.require", None)
+        monkeypatch.setattr("edgetl.gpu.l4t_release", None)
+        session.infer(pictures(1))
 
 
 def test_a_size_is_recorded_once_and_then_launched(cuda, trt):
