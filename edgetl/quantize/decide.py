@@ -242,14 +242,20 @@ class Decider:
 
         There, accuracy is bought with time only where ``val`` asks for it, by `spare_more`.
         """
-        latency: dict[tuple[str, ...], float] = {}
-        for names in found.tried if found.best else ():
-            measured = self._measure(whole.target.name, replace(whole, spared=names).build())
-            if measured is None:
-                return found.best
-            latency[names] = measured
-        no_slower = [names for names in latency if latency[names] <= latency[()]]
-        return max(no_slower, key=lambda names: found.tried[names].nearness, default=())
+
+        def latency(names: tuple[str, ...]) -> float | None:
+            return self._measure(whole.target.name, replace(whole, spared=names).build())
+
+        all_in_int8 = latency(()) if found.best else None
+        if all_in_int8 is None:
+            return found.best
+        for names in sorted(found.tried, key=lambda names: found.tried[names].nearness, reverse=True):
+            if not names:
+                break
+            measured = latency(names)
+            if measured is not None and measured <= all_in_int8:
+                return names
+        return ()
 
     def _twin(self, evidence: Evidence, target: Target) -> Target | None:
         """Returns an earlier target whose graph answers alike: int8 and uint8 of equal placement differ in offset."""
