@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ class ReadyPlan:
     """A plan that may be run here.
 
     Attributes:
-        data: Native code, whose hash was checked.
+        data: Native code.
+        sha256: Of it, checked.
         path: The file it was read from or written to; None where it could not be kept.
         key: Of a plan that is built here.
         record: What is known of it: ``variant, seconds, warnings, left_to_gpu, report`` ...
@@ -35,6 +37,7 @@ class ReadyPlan:
     """
 
     data: bytes
+    sha256: str
     path: Path | None
     key: PlanKey
     record: Mapping[str, Any]
@@ -77,7 +80,7 @@ def plan_for(
     if plans is not None:
         found = plans.find_fitting(key)
         if found.plan is not None:
-            return ReadyPlan(found.plan, plans.root / found.record["plan"], key, found.record, "carried")
+            return _found(plans, found, key, "carried", ())
         notes.append(found.reason)
     ready = _cached(cache, key, notes)
     if ready is None and not build:
@@ -93,7 +96,7 @@ def plan_for(
                 cache = None
         if ready is None:
             ready = _built(bundle, variant, product, wanted, cache, key, notes, on_progress)
-    if settings is not None and cache is not None:
+    if settings is not None and cache is not None and _recalled(cache, latest) != settings:
         with suppress(EngineError, InputError):  # a plan that cannot be kept says so itself
             cache.remember(latest, {"settings": settings.to_dict()})
     return ready
@@ -102,9 +105,15 @@ def plan_for(
 def _cached(cache: PlanStore | None, key: PlanKey, notes: list[str]) -> ReadyPlan | None:
     found = Found(None) if cache is None else cache.find(key)
     if cache is not None and found.plan is not None:
-        return ReadyPlan(found.plan, cache.root / found.record["plan"], key, found.record, "cached", tuple(notes))
+        return _found(cache, found, key, "cached", notes)
     notes += [found.reason] if found.reason and found.reason not in notes else []
     return None
+
+
+def _found(store: PlanStore, found: Found, key: PlanKey, origin: str, notes: Sequence[str]) -> ReadyPlan:
+    assert found.plan is not None
+    record = found.record
+    return ReadyPlan(found.plan, record["sha256"], store.root / record["plan"], key, record, origin, tuple(notes))
 
 
 def _built(
@@ -123,15 +132,17 @@ def _built(
     graph = bundle.read(variant)
     built = build_plan(graph, variant.file, product, settings, timings=known, on_progress=on_progress)
     record = _record(bundle, variant, built)
+    sha256 = hashlib.sha256(built.data).hexdigest()
+    ready = ReadyPlan(built.data, sha256, None, key, record, "built", tuple(notes))
     if cache is None:
-        return ReadyPlan(built.data, None, key, record, "built", tuple(notes))
+        return ready
     try:
         stored = cache.put(key, built.data, record)
         if built.timings:
             cache.put(timings, built.timings, {})
     except (EngineError, InputError) as error:
-        return ReadyPlan(built.data, None, key, record, "built", (*notes, f"not kept: {error}"))
-    return ReadyPlan(built.data, stored.path, key, record, "built", tuple(notes))
+        return replace(ready, notes=(*notes, f"not kept: {error}"))
+    return replace(ready, path=stored.path)
 
 
 def _recalled(cache: PlanStore | None, name: str) -> PlanSettings:

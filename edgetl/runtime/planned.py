@@ -121,7 +121,7 @@ def _given(plans: Path) -> PlanStore:
 def _note_of(ready: Mapping[str, ReadyPlan]) -> str:
     """Returns the name under which a race between these very plans, on this very GPU, is kept."""
     machine = next(iter(ready.values())).key.machine
-    plans = sorted(hashlib.sha256(plan.data).hexdigest() for plan in ready.values())
+    plans = sorted(plan.sha256 for plan in ready.values())
     parts = " ".join([str(machine), str(_batch(ready)), *plans])
     return f"choice.{hashlib.sha256(parts.encode()).hexdigest()[:24]}"
 
