@@ -18,7 +18,7 @@ from edgetl.errors import InputError
 
 __all__ = ["BLOCK", "Comparison", "block_ratios", "compare", "corrected", "signed_rank_p"]
 
-BLOCK = 25  # pairs; see benchmarks/gate.py for how long machines remember
+BLOCK = 25  # pairs
 _FEWEST_BLOCKS = 6
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
