@@ -79,7 +79,7 @@ def compile_(
     why_no_gpu = None if sms else gpu.absence()
     if why_no_gpu is not None:
         raise EngineError(f"{why_no_gpu}; --engine tensorrt-rtx --sm 86 --out DIR builds for another one")
-    product = product_named(_installed() if engine == "auto" else engine)
+    product = _installed() if engine == "auto" else product_named(engine)
     with Display(json_to_stdout=json_out == "-") as display:
         if out is None:
             report = _for_this_machine(display, opened, product, settings, variants)
@@ -88,7 +88,7 @@ def compile_(
     emit_json(json_out, report)
 
 
-def _installed() -> str:
+def _installed() -> Product:
     from edgetl.compile import PRODUCTS
     from edgetl.errors import MissingExtraError
 
@@ -97,7 +97,7 @@ def _installed() -> str:
             product.bindings()
         except MissingExtraError:
             continue
-        return product.name
+        return product
     raise MissingExtraError(
         "neither TensorRT nor TensorRT-RTX is installed: pip install 'edgetl[tensorrt]' (on a Jetson JetPack's own, "
         "in a venv with --system-site-packages), or 'edgetl[rtx]'"

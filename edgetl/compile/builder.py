@@ -121,14 +121,7 @@ def build_plan(
         if not parser.parse(graph):
             raise EngineError(f"{name}: {product.name} cannot read it ({_parser_words(parser) or heard.words()})")
         config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        _add_profile(builder, network, config, settings)
-        if settings.workspace_bytes is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
-        if settings.optimization_level is not None:
-            config.builder_optimization_level = settings.optimization_level
-        if settings.sms:
-            _aim(trt, config, product, settings.sms)
+        _configure(trt, builder, network, config, product, settings)
         left_to_gpu = _use_dla(trt, builder, network, config, settings.dla_core)
         timing_cache = _timing_cache(config, timings) if product.times_tactics else None
         steps = _Steps()
@@ -166,6 +159,17 @@ def _network_flags(trt: Any) -> int:
     kinds = trt.NetworkDefinitionCreationFlag
     wanted = [getattr(kinds, flag) for flag in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if hasattr(kinds, flag)]
     return sum(1 << int(flag) for flag in wanted)
+
+
+def _configure(trt: Any, builder: Any, network: Any, config: Any, product: Product, settings: PlanSettings) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _add_profile(builder, network, config, settings)
+    if settings.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
+    if settings.sms:
+        _aim(trt, config, product, settings.sms)
 
 
 def _add_profile(builder: Any, network: Any, config: Any, settings: PlanSettings) -> None:

@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetl import host
 from edgetl.bundle import Bundle, Variant, open_bundle
-from edgetl.errors import EngineError, MissingExtraError
+from edgetl.errors import EngineError, InternalError, MissingExtraError
 from edgetl.runtime.classifier import Classifier
 from edgetl.runtime.ort import MAX_BATCH, OrtSession, has_provider
 from edgetl.runtime.session import Session
@@ -112,7 +113,7 @@ def load(
             continue
         reason = "; ".join([opened.reason, *refused])
         return Classifier(opened.session, engine=name, variant=opened.variant, reason=reason)
-    raise AssertionError("the CPU comes last and is taken or refused")
+    raise InternalError("the CPU comes last and is taken or refused")
 
 
 class _Telling:
@@ -159,10 +160,6 @@ def _planned(request: _Request, engine: str) -> _Opened:
     return _Opened(session, name, reason)
 
 
-def _cuda(request: _Request) -> _Opened:
-    return _through_onnxruntime(request, "cuda")
-
-
 def _through_onnxruntime(request: _Request, provider: str) -> _Opened:
     from edgetl.compile import PLAN_VARIANTS, PlanSettings
 
@@ -194,10 +191,6 @@ def _options(provider: str, variant: Variant) -> dict[str, str]:
     }
 
 
-def _rtx(request: _Request) -> _Opened:
-    return _planned(request, "tensorrt-rtx")
-
-
 def _cpu(request: _Request) -> _Opened:
     variant, reason = choose_variant(request.bundle, request.variant)
     session = OrtSession(request.bundle.read(variant), request.bundle.spec, threads=request.threads)
@@ -206,8 +199,8 @@ def _cpu(request: _Request) -> _Opened:
 
 _OPENERS: dict[str, Callable[[_Request], _Opened]] = {
     "tensorrt": _tensorrt,
-    "tensorrt-rtx": _rtx,
-    "cuda": _cuda,
+    "tensorrt-rtx": partial(_planned, engine="tensorrt-rtx"),
+    "cuda": partial(_through_onnxruntime, provider="cuda"),
     "cpu": _cpu,
 }
 

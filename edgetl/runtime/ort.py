@@ -62,7 +62,7 @@ class OrtSession:
     ) -> None:
         ort = require("onnxruntime", "cpu")
         wanted = PROVIDERS[provider]
-        if wanted not in ort.get_available_providers():
+        if not has_provider(provider):
             raise EngineError(
                 f"the installed onnxruntime has no {wanted}: pip uninstall -y onnxruntime, then "
                 "pip install 'edgetl[cuda]'"
