@@ -20,7 +20,7 @@ from edgetl.errors import PictureError
 from edgetl.quiet import without_warnings
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["MAX_PIXELS", "NARROWEST", "Picture", "decode", "preprocess"]
+__all__ = ["MAX_PIXELS", "NARROWEST", "Picture", "decode", "fit", "preprocess"]
 
 Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
 
@@ -64,9 +64,18 @@ def preprocess(picture: Picture, spec: PreprocessSpec) -> NDArray[np.uint8]:
         PictureError: The picture cannot be read, is too large, or has an unusable shape or dtype.
     """
     image = decode(picture, spec)
+    with _naming(picture):
+        return fit(image, spec)
+
+
+def fit(image: Image.Image, spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """Resizes and crops what `decode` gave: the second half of `preprocess`.
+
+    Raises:
+        PictureError: The picture is too narrow.
+    """
     if image.size != (spec.size[1], spec.size[0]) or spec.mode == "shortest":
-        with _naming(picture):
-            image = _fit(image, spec)
+        image = _fit(image, spec)
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).reshape(spec.input_shape))
 
 

@@ -81,7 +81,7 @@ def test_fp16_decides_as_fp32_does(probe_bundle):
 @pytest.mark.skipif("x86" not in __import__("edgetl.host").host.arch(), reason="made for x86")
 def test_int8_for_x86_takes_at_most_065_of_fp32(probe_bundle):
     sides = [Side(probe_bundle.root, "fp32"), Side(probe_bundle.root, "int8-x86")]
-    timed = measure_latency(sides, processes=3, seconds=2.0)
+    timed = measure_latency(sides, processes=3, seconds=2.0).samples_ns
     assert paired_ratio(timed[1], timed[0]) <= 0.65
     assert probe_bundle.variant("int8-x86").recommended
 

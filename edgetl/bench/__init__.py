@@ -1,28 +1,37 @@
-"""Honest comparison of bundles: accuracy, latency, size, memory, cold start."""
+"""Honest comparison of bundles: accuracy, latency, size, memory, cold start, energy."""
 
 from edgetl.bench.accuracy import answers, label_indices, scores
+from edgetl.bench.against import bench_against
 from edgetl.bench.fidelity import drop_interval, fidelity_report, fidelity_text
+from edgetl.bench.gate import Check, Limits, Verdict, baseline_checks, fp32_checks, recall_checks
 from edgetl.bench.measure import Side, measure_cold_start, measure_latency
-from edgetl.bench.result import Entry, latency_ms, paired_ratio, result_to_dict
-from edgetl.bench.stage import BenchConfig, Contender, bench, native, settings_to_dict
+from edgetl.bench.result import Entry, Result, latency_ms, paired_ratio, read_result
+from edgetl.bench.stage import BenchConfig, Contender, bench, native
 
 __all__ = [
     "BenchConfig",
+    "Check",
     "Contender",
     "Entry",
+    "Limits",
+    "Result",
     "Side",
+    "Verdict",
     "answers",
+    "baseline_checks",
     "bench",
+    "bench_against",
     "drop_interval",
     "fidelity_report",
     "fidelity_text",
+    "fp32_checks",
     "label_indices",
     "latency_ms",
     "measure_cold_start",
     "measure_latency",
     "native",
     "paired_ratio",
-    "result_to_dict",
+    "read_result",
+    "recall_checks",
     "scores",
-    "settings_to_dict",
 ]

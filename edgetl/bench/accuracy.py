@@ -2,45 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.bench.fidelity import fidelity_report
 from edgetl.bundle import Bundle, Variant
 from edgetl.dataset import Dataset, Item
-from edgetl.metrics import flip_rate, macro_f1, top1
+from edgetl.metrics import classification_report, flip_rate, macro_f1, top1
 from edgetl.preprocess import preprocess
+from edgetl.runtime import load
 from edgetl.runtime.loading import session_for
 from edgetl.spec import ModelSpec
 
-__all__ = ["answers", "label_indices", "scores"]
+__all__ = ["Judged", "answers", "judged", "label_indices", "scores"]
 
 _BATCH = 8
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What a variant is worth on pictures.
+
+    Attributes:
+        accuracy: As `scores` returns it.
+        report: ``classification`` and ``fidelity``, where they could be measured.
+    """
+
+    accuracy: Mapping[str, float | None]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+def judged(
+    bundle: Bundle,
+    wanted: Sequence[tuple[Variant, str]],
+    items: Sequence[Item],
+    dataset: Dataset | None,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Judged]:
+    """Returns what each variant on its engine is worth, against the bundle's own FP32 on the CPU.
+
+    Args:
+        bundle: That holds the variants.
+        wanted: Variants, each with its engine.
+        items: Pictures to judge on.
+        dataset: They are of; None measures nothing.
+        on_progress: Called with (pictures done, pictures).
+    """
+    if dataset is None:
+        return [Judged({"top1": None, "macro_f1": None, "flip_rate": None}) for _ in wanted]
+    fp32 = (bundle.variant("fp32"), "cpu")
+    pairs = [fp32, *(pair for pair in wanted if pair != fp32)]
+    logits = answers(bundle, pairs, items, on_progress=on_progress)
+    labels = label_indices(bundle.spec, dataset, items)
+    reference, names = logits[0], bundle.spec.labels
+    pictures = [str(item.path) for item in items]
+    found = {}
+    for pair, own in zip(pairs, logits, strict=True):
+        report: dict[str, Any] = {"fidelity": fidelity_report(own, reference, labels, names, pictures)}
+        if labels is not None:
+            report["classification"] = classification_report(own, labels, names)
+        found[pair[0].name, pair[1]] = Judged(scores(own, labels, reference), report)
+    return [found[variant.name, engine] for variant, engine in wanted]
+
+
 def answers(
     bundle: Bundle,
-    variants: Sequence[Variant],
+    wanted: Sequence[tuple[Variant, str]],
     items: Sequence[Item],
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[NDArray[np.float32]]:
-    """Returns logits (N, C) for each variant.
+    """Returns logits (N, C) for each variant on its engine.
 
-    TensorRT's and other processors' INT8 forms are computed on the CPU as their Q/DQ nodes stand.
+    On the CPU, TensorRT's and other processors' INT8 forms are computed as their Q/DQ nodes stand.
     """
-    sessions = [session_for(bundle, variant) for variant in variants]
-    rows: list[list[NDArray[np.float32]]] = [[] for _ in sessions]
-    for start in range(0, len(items), _BATCH):
-        batch = np.stack([preprocess(i.path, bundle.spec.preprocess) for i in items[start : start + _BATCH]])
-        for collected, session in zip(rows, sessions, strict=True):
-            collected.append(session.infer(batch)["logits"])
-        if on_progress is not None:
-            on_progress(min(start + _BATCH, len(items)), len(items))
-    for session in sessions:
-        session.close()
+    with ExitStack() as stack:
+        sides = [_answering(stack, bundle, variant, engine) for variant, engine in wanted]
+        rows: list[list[NDArray[np.float32]]] = [[] for _ in sides]
+        for start in range(0, len(items), _BATCH):
+            batch = np.stack([preprocess(i.path, bundle.spec.preprocess) for i in items[start : start + _BATCH]])
+            for collected, answer in zip(rows, sides, strict=True):
+                collected.append(answer(batch))
+            if on_progress is not None:
+                on_progress(min(start + _BATCH, len(items)), len(items))
     return [np.concatenate(collected) for collected in rows]
+
+
+def _answering(
+    stack: ExitStack, bundle: Bundle, variant: Variant, engine: str
+) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    if engine == "cpu":
+        session = session_for(bundle, variant)
+        stack.callback(session.close)
+        return lambda batch: session.infer(batch)["logits"]
+    classify = stack.enter_context(load(bundle, variant=variant.name, engine=engine))
+    run, size = classify.session.infer, classify.session.max_batch
+    return lambda batch: np.concatenate([run(batch[i : i + size])["logits"] for i in range(0, len(batch), size)])
 
 
 def label_indices(spec: ModelSpec, dataset: Dataset, items: Sequence[Item]) -> NDArray[np.int64] | None:

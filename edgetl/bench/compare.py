@@ -1,14 +1,15 @@
-"""Whether two sides that ran interleaved differ, and by how much.
+"""Whether two sides differ, and by how much.
 
-Neighbouring calls share the machine's mood, so single calls are no independent samples. The unit is a block of
-neighbouring pairs: its median ratio. The interval is a bootstrap over blocks, the test ranks blocks.
+Neighbouring calls share the machine's mood, and each process has a mood of its own (where its memory lies), so single
+calls are no independent samples. The interval is Student's over the processes' medians, the upper level of Kalibera
+and Jones (Rigorous Benchmarking in Reasonable Time, 2013); the rank test takes blocks of neighbouring pairs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,32 @@ from numpy.typing import NDArray
 
 from edgetl.errors import InputError
 
-__all__ = ["BLOCK", "Comparison", "block_ratios", "compare", "corrected", "signed_rank_p"]
+__all__ = [
+    "Comparison",
+    "Samples",
+    "compare",
+    "compare_all",
+    "compare_runs",
+    "corrected",
+    "midpoint",
+    "rank_sum_p",
+    "signed_rank_p",
+]
 
-BLOCK = 25  # pairs
-_FEWEST_BLOCKS = 6
+_LARGEST_BLOCK = 25  # pairs
+_SMALLEST_BLOCK = 5
+_BLOCKS = 8  # of a process, if they become neither too small nor too large
+_FEWEST_PAIRS = 20
 _RESAMPLES = 2000
-_CONFIDENCE = 0.95
+_ALPHA = 0.05
+# Student's t at 97.5 %, by degrees of freedom from 1
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
-Samples = Sequence[Sequence[int]]
+Floats = NDArray[np.float64]
+Samples = Sequence[Sequence[int] | Floats]
 
 
 @dataclass(frozen=True)
@@ -31,23 +50,23 @@ class Comparison:
     """One side against another.
 
     Attributes:
-        ratio: Median over blocks of ours over theirs; below 1 is faster.
+        ratio: Of latencies, ours over theirs; below 1 is faster.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        p: Of the two-sided signed-rank test over blocks: how likely so much by chance.
-        blocks: How many there were.
+        p: Of the two-sided rank test: how likely so much by chance.
+        processes: How many each side ran in.
     """
 
     ratio: float
     low: float
     high: float
     p: float
-    blocks: int
+    processes: int
 
     @property
     def differs(self) -> bool:
         """Whether the interval excludes equality and the test does too."""
-        return not self.low <= 1.0 <= self.high and self.p < 1 - _CONFIDENCE
+        return not self.low <= 1.0 <= self.high and self.p < _ALPHA
 
     @property
     def text(self) -> str:
@@ -60,63 +79,117 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {**asdict(self), "differs": self.differs}
+        return {**asdict(self), "differs": self.differs, "text": self.text}
 
 
-def block_ratios(ours: Samples, theirs: Samples, *, block: int = BLOCK) -> NDArray[np.float64]:
-    """Returns the median ratio of each block of neighbouring pairs, (B,); a block lies within one process.
+def compare(ours: Samples, theirs: Samples, *, seed: int = 0) -> Comparison:
+    """Compares two sides that were called in turn, pair by pair.
 
     Args:
         ours: Nanoseconds, per process one number a call.
         theirs: Of the side that was called in turn with it.
-        block: Pairs in a block.
+        seed: Of the resampling that stands in for processes where there is but one.
 
     Raises:
         InputError: The two were not called in turn, or there are too few pairs.
     """
     if [len(process) for process in ours] != [len(process) for process in theirs]:
         raise InputError("these samples were not taken in turn: only sides of one run are compared call by call")
-    found = []
-    for one, other in zip(ours, theirs, strict=True):
-        ratios = np.asarray(one, np.float64) / np.asarray(other, np.float64)
-        whole = len(ratios) // block * block
-        found += list(np.median(ratios[:whole].reshape(-1, block), axis=1))
-    if len(found) < _FEWEST_BLOCKS:
-        raise InputError(
-            f"{sum(map(len, ours))} pairs make {len(found)} blocks of {block}, {_FEWEST_BLOCKS} are needed: "
-            "give more --seconds"
-        )
-    return np.array(found)
+    pairs = [np.log(np.asarray(a, np.float64) / np.asarray(b, np.float64)) for a, b in zip(ours, theirs, strict=True)]
+    if not pairs or min(map(len, pairs)) < _FEWEST_PAIRS:
+        raise InputError(f"fewer than {_FEWEST_PAIRS} calls in a process are too few to compare: give more --seconds")
+    blocks = [_block_medians(process) for process in pairs]
+    mean, half = _student(np.array([np.median(p) for p in pairs])) if len(pairs) > 1 else _resampled(blocks[0], seed)
+    p = signed_rank_p(np.concatenate(blocks))
+    return Comparison(math.exp(mean), math.exp(mean - half), math.exp(mean + half), p, len(pairs))
 
 
-def compare(ours: Samples, theirs: Samples, *, block: int = BLOCK, seed: int = 0) -> Comparison:
-    """Compares two sides that were called in turn.
+def compare_runs(ours: Samples, theirs: Samples) -> Comparison:
+    """Compares two runs of one machine that were not interleaved: process medians against process medians.
+
+    Fresh processes of one model differ by several percent, which the interval shows; Welch's for unequal variances.
 
     Raises:
-        InputError: They were not, or there are too few pairs.
+        InputError: A run has fewer than two processes.
     """
-    ratios = block_ratios(ours, theirs, block=block)
-    drawn = np.random.default_rng(seed).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
-    medians = np.median(ratios[drawn], axis=1)
-    tail = (1 - _CONFIDENCE) / 2
-    low, high = np.quantile(medians, [tail, 1 - tail])
-    return Comparison(float(np.median(ratios)), float(low), float(high), signed_rank_p(np.log(ratios)), len(ratios))
+    sides = [np.log([float(np.median(process)) for process in side if len(process)]) for side in (ours, theirs)]
+    if min(map(len, sides)) < 2:
+        raise InputError("runs of one process cannot be compared with each other: give --processes 3 or more")
+    parts = [side.var(ddof=1) / len(side) for side in sides]
+    variance = max(sum(parts), 1e-18)
+    freedom = variance**2 / sum(max(v, 1e-18) ** 2 / (len(s) - 1) for v, s in zip(parts, sides, strict=True))
+    mean, half = sides[0].mean() - sides[1].mean(), _t(int(freedom)) * math.sqrt(variance)
+    p, processes = rank_sum_p(*sides), min(map(len, sides))
+    return Comparison(math.exp(mean), math.exp(mean - half), math.exp(mean + half), p, processes)
 
 
-def signed_rank_p(differences: NDArray[np.float64]) -> float:
+def compare_all(sides: Sequence[Samples], reference: Samples) -> list[Comparison]:
+    """Compares many sides with one, their p-values corrected for being many (Holm)."""
+    found = [compare(side, reference) for side in sides]
+    return [replace(c, p=p) for c, p in zip(found, corrected([c.p for c in found]), strict=True)]
+
+
+def midpoint(one: Samples, other: Samples) -> list[Floats]:
+    """Returns the geometric mean of two sides, call by call: a reference with less noise than either."""
+    return [
+        np.sqrt(np.asarray(first, np.float64) * np.asarray(second, np.float64))
+        for first, second in zip(one, other, strict=True)
+    ]
+
+
+def _block_medians(pairs: Floats) -> Floats:
+    block = min(_LARGEST_BLOCK, max(_SMALLEST_BLOCK, len(pairs) // _BLOCKS))
+    whole = len(pairs) // block * block
+    return np.asarray(np.median(pairs[:whole].reshape(-1, block), axis=1))
+
+
+def _student(medians: Floats) -> tuple[float, float]:
+    half = _t(len(medians) - 1) * float(medians.std(ddof=1)) / math.sqrt(len(medians))
+    return float(medians.mean()), half
+
+
+def _resampled(blocks: Floats, seed: int) -> tuple[float, float]:
+    drawn = np.random.default_rng(seed).integers(0, len(blocks), (_RESAMPLES, len(blocks)))
+    low, high = np.quantile(np.median(blocks[drawn], axis=1), [_ALPHA / 2, 1 - _ALPHA / 2])
+    return float(np.median(blocks)), float(high - low) / 2
+
+
+def _t(freedom: int) -> float:
+    return _T[max(freedom, 1) - 1] if freedom <= len(_T) else 1.96 + 2.4 / freedom
+
+
+def signed_rank_p(differences: Floats) -> float:
     """Returns the two-sided p of Wilcoxon's signed-rank test, by its normal approximation with ties corrected."""
     values = differences[differences != 0]
     count = len(values)
     if count == 0:
         return 1.0
-    _, inverse, ties = np.unique(np.abs(values), return_inverse=True, return_counts=True)
-    ends = np.cumsum(ties)
-    ranks = (ends - (ties - 1) / 2)[inverse]
-    positive = float(ranks[values > 0].sum())
+    ranks, ties = _ranks(np.abs(values))
     mean = count * (count + 1) / 4
-    variance = count * (count + 1) * (2 * count + 1) / 24 - float((ties**3 - ties).sum()) / 48
-    z = max(0.0, abs(positive - mean) - 0.5) / math.sqrt(variance)
-    return math.erfc(z / math.sqrt(2))
+    variance = count * (count + 1) * (2 * count + 1) / 24 - ties / 48
+    return _two_sided(float(ranks[values > 0].sum()) - mean, variance)
+
+
+def rank_sum_p(ours: Floats, theirs: Floats) -> float:
+    """Returns the two-sided p of the Mann-Whitney test, by its normal approximation with ties corrected."""
+    n, m = len(ours), len(theirs)
+    ranks, ties = _ranks(np.concatenate([ours, theirs]))
+    total = n + m
+    variance = n * m / 12 * (total + 1 - ties / (total * (total - 1)))
+    return _two_sided(float(ranks[:n].sum()) - n * (total + 1) / 2, variance)
+
+
+def _ranks(values: Floats) -> tuple[Floats, float]:
+    """Returns the mean rank of each value, and the sum of t^3 - t over groups of t equal ones."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[inverse], float((counts**3 - counts).sum())
+
+
+def _two_sided(excess: float, variance: float) -> float:
+    if variance <= 0:
+        return 1.0
+    return math.erfc(max(0.0, abs(excess) - 0.5) / math.sqrt(2 * variance))
 
 
 def corrected(p_values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Latency, cold start and memory, each in processes of their own."""
+"""Latency, throughput, cold start, memory and energy, each in processes of their own."""
 
 from __future__ import annotations
 
@@ -8,25 +8,63 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgetl.bench.conditions import State
 from edgetl.errors import EngineError
 
-__all__ = ["Side", "measure_cold_start", "measure_latency"]
+__all__ = [
+    "Side",
+    "Timed",
+    "measure_cold_start",
+    "measure_energy_of",
+    "measure_latency",
+    "measure_offline",
+    "measure_paced",
+    "measure_stages",
+    "prepare",
+]
 
 _TIMEOUT_S = 600
+_BUILD_TIMEOUT_S = 3600
 # Run as a file: as a module it would import its package, and numpy with it, before its clock starts.
 _WORKER = Path(__file__).with_name("worker.py")
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Side:
-    """One variant of a bundle, to be compared with others."""
+    """One variant of a bundle on one engine, to be compared with others; no variant is the one a device would get."""
 
     bundle: Path
     variant: str
+    engine: str = "cpu"
+
+
+@dataclass
+class Timed:
+    """What interleaved timing gave.
+
+    Attributes:
+        samples_ns: Nanoseconds by side, process and call; calls of one index followed each other.
+        steady: Whether every process's warm-up came to rest.
+        periods: State of the machine before and after the measuring of each process.
+    """
+
+    samples_ns: list[list[list[int]]]
+    steady: bool = True
+    periods: list[tuple[State, State]] = field(default_factory=list)
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Adds what one process found."""
+        for collected, process in zip(self.samples_ns, found["samples_ns"], strict=True):
+            collected.append(process)
+        self.steady &= found["steady"]
+        before, after = (State.from_dict(state) for state in found["states"])
+        self.periods.append((before, after))
 
 
 def measure_latency(
@@ -35,8 +73,9 @@ def measure_latency(
     processes: int = 3,
     seconds: float = 2.0,
     threads: int = 1,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[list[list[int]]]:
+    timed: Timed | None = None,
+    on_progress: Progress | None = None,
+) -> Timed:
     """Times single pictures, all sides alive in one process and interleaved call by call.
 
     Fresh-process pairs of one model differ by up to 9 %, interleaved calls agree within 1.3 %; so ratios come
@@ -47,47 +86,109 @@ def measure_latency(
         processes: Fresh processes, one after the other.
         seconds: Of measuring in each, after warming up; at least 20 calls a side.
         threads: Per side; one unless you know better.
+        timed: An earlier result with these sides, to which the processes are added.
         on_progress: Called with (processes done, processes).
-
-    Returns:
-        Nanoseconds by side, process and call.
 
     Raises:
         EngineError: A process failed; its last words are quoted.
     """
-    samples: list[list[list[int]]] = [[] for _ in sides]
+    timed = timed or Timed([[] for _ in sides])
     for number in range(processes):
-        found = _run({"kind": "latency", "seconds": seconds, "threads": threads}, sides)["samples_ns"]
-        for collected, process in zip(samples, found, strict=True):
-            collected.append(process)
+        first = len(timed.periods) % len(sides)
+        order = [(first + i) % len(sides) for i in range(len(sides))]
+        timed.add(_run({"kind": "latency", "seconds": seconds, "threads": threads, "order": order}, sides))
         if on_progress is not None:
             on_progress(number + 1, processes)
-    return samples
+    return timed
 
 
-def measure_cold_start(side: Side) -> dict[str, float]:
-    """Loads a variant in a fresh process as a device app does, and answers once.
+def measure_paced(sides: Sequence[Side], *, fps: float, seconds: float, threads: int = 1) -> dict[str, Any]:
+    """Times single pictures that come at a camera's rate, sides in turn; at least 20 calls a side.
 
     Returns:
-        ``import_ms``, ``load_ms``, ``first_ms`` and ``peak_bytes`` (largest resident set).
+        ``samples_ns`` by side, and ``late``: how many pictures of each waited for more than a period.
 
     Raises:
         EngineError: The process failed.
     """
-    found: dict[str, float] = _run({"kind": "cold"}, [side])
+    return _run({"kind": "paced", "fps": fps, "seconds": seconds, "threads": threads}, sides)
+
+
+def measure_offline(sides: Sequence[Side], *, batches: Sequence[int], seconds: float) -> list[dict[int, list[int]]]:
+    """Times batches with as many threads as the engine likes, sides in turn.
+
+    Returns:
+        By side: nanoseconds of each batch, by batch size; sizes that an engine does not take are absent.
+
+    Raises:
+        EngineError: The process failed.
+    """
+    found = _run({"kind": "offline", "batches": list(batches), "seconds": seconds, "threads": 0}, sides)
+    return [{int(size): samples for size, samples in side.items()} for side in found["batches_ns"]]
+
+
+def measure_stages(sides: Sequence[Side], pictures: Sequence[Path], *, threads: int = 1) -> list[dict[str, list[int]]]:
+    """Times every stage from file to label, sides in turn.
+
+    Returns:
+        By side: nanoseconds of each picture for ``decode, preprocess, infer, postprocess``.
+
+    Raises:
+        EngineError: The process failed.
+    """
+    job = {"kind": "stages", "pictures": [str(path.resolve()) for path in pictures], "threads": threads}
+    found: list[dict[str, list[int]]] = _run(job, sides)["stages_ns"]
     return found
 
 
-def _run(job: dict[str, Any], sides: Sequence[Side]) -> dict[str, Any]:
+def measure_energy_of(side: Side, *, seconds: float, threads: int = 1) -> dict[str, Any]:
+    """Runs one side under every meter of this machine.
+
+    Returns:
+        ``energy``: a list of `edgetl.bench.energy.EnergyResult` as JSON; ``reasons``: why other meters are absent.
+
+    Raises:
+        EngineError: The process failed.
+    """
+    return _run({"kind": "energy", "seconds": seconds, "threads": threads}, [side])
+
+
+def measure_cold_start(side: Side) -> dict[str, float | None]:
+    """Loads a variant in a fresh process as a device app does, and answers once.
+
+    Returns:
+        ``import_ms``, ``load_ms``, ``first_ms``, ``peak_bytes`` (largest resident set) and ``gpu_bytes`` (of the
+        GPU's memory, None on the CPU).
+
+    Raises:
+        EngineError: The process failed.
+    """
+    return _run({"kind": "cold"}, [side])
+
+
+def prepare(side: Side) -> dict[str, str]:
+    """Opens a variant in a fresh process, which builds its plan if it needs one.
+
+    Returns:
+        ``engine`` that took it, ``variant``, and ``reason``.
+
+    Raises:
+        EngineError: No engine takes it.
+    """
+    return _run({"kind": "prepare", "threads": 0}, [side], timeout=_BUILD_TIMEOUT_S)
+
+
+def _run(job: dict[str, Any], sides: Sequence[Side], timeout: float = _TIMEOUT_S) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         job = {
+            "order": list(range(len(sides))),
             **job,
-            "sides": [{"bundle": str(side.bundle.resolve()), "variant": side.variant} for side in sides],
+            "sides": [{**asdict(side), "bundle": str(side.bundle.resolve())} for side in sides],
             "result": str(result),
         }
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        timeout = _TIMEOUT_S + 2 * job.get("seconds", 0)
+        timeout += 2 * job.get("seconds", 0)
         try:
             done = subprocess.run(
                 [sys.executable, str(_WORKER)],

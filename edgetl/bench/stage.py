@@ -1,24 +1,52 @@
-"""The benchmark stage: bundles in, one result with accuracy, latency, size, memory and cold start out."""
+"""The benchmark stage: bundles in, one result with accuracy, latency, size, memory, cold start and energy out."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edgetl import host
-from edgetl.bench.accuracy import answers, label_indices, scores
-from edgetl.bench.measure import Side, measure_cold_start, measure_latency
-from edgetl.bench.result import Entry, paired_ratio
+from edgetl.bench.accuracy import Judged, judged
+from edgetl.bench.compare import Comparison, compare_all
+from edgetl.bench.conditions import Conditions, fingerprint, instabilities, judge
+from edgetl.bench.measure import (
+    Side,
+    Timed,
+    measure_cold_start,
+    measure_energy_of,
+    measure_latency,
+    measure_offline,
+    measure_paced,
+    measure_stages,
+    prepare,
+)
+from edgetl.bench.result import Entry, Result, latency_ms
 from edgetl.bundle import Bundle, Variant, open_bundle
-from edgetl.dataset import Dataset
+from edgetl.dataset import Dataset, Item
 from edgetl.errors import DatasetError, EngineError, InputError
+from edgetl.runtime.loading import ENGINES
 
-__all__ = ["BenchConfig", "Contender", "bench", "native", "settings_to_dict"]
+__all__ = [
+    "BenchConfig",
+    "Contender",
+    "Latency",
+    "Row",
+    "bench",
+    "check_pictures",
+    "complete",
+    "native",
+    "rows_of",
+    "settings_to_dict",
+]
 
 Progress = Callable[[str, int, int], None]
+
+_STAGED_PICTURES = 48
 
 
 @dataclass(frozen=True)
@@ -27,23 +55,34 @@ class BenchConfig:
 
     Attributes:
         variants: Names to look at; empty takes all that a bundle has.
-        engine: ``auto`` or ``cpu``.
+        engines: Of `edgetl.runtime.loading.ENGINES`; each variant is measured on each.
         processes: Fresh processes in which latency is measured.
         seconds: Of measuring in each.
         threads: Per side while latency is measured.
+        fps: Rate of a camera at which latency is measured as well; None leaves it out.
+        batches: Batch sizes whose throughput is measured as well.
+        energy: Whether energy is measured as well.
     """
 
     variants: tuple[str, ...] = ()
-    engine: str = "auto"
+    engines: tuple[str, ...] = ("auto",)
     processes: int = 3
     seconds: float = 2.0
     threads: int = 1
+    fps: float | None = None
+    batches: tuple[int, ...] = ()
+    energy: bool = False
 
     def __post_init__(self) -> None:
-        if self.engine not in ("auto", "cpu"):
-            raise EngineError(f'engine "{self.engine}" is unknown: it must be auto or cpu')
+        for engine in self.engines:
+            if engine not in ENGINES:
+                raise EngineError(f'engine "{engine}" is unknown: it must be one of {", ".join(ENGINES)}')
         if not 1 <= self.processes <= 100 or not 0.05 <= self.seconds <= 3600 or not 0 <= self.threads <= 1024:
             raise InputError("--processes must be 1 to 100, --seconds 0.05 to 3600, --threads 0 to 1024")
+        if self.fps is not None and not 0.1 <= self.fps <= 1000:
+            raise InputError("--fps must be 0.1 to 1000 pictures a second")
+        if not all(1 <= size <= 4096 for size in self.batches):
+            raise InputError("--batch takes sizes of 1 to 4096")
 
 
 @dataclass(frozen=True)
@@ -55,6 +94,13 @@ class Contender:
     dataset: Dataset | None
     split: str = "val"
 
+    @property
+    def items(self) -> Sequence[Item]:
+        """What it is judged on."""
+        if self.dataset is None:
+            return []
+        return self.dataset.items if self.split == "all" else self.dataset.split(self.split)
+
 
 def settings_to_dict(config: BenchConfig, contenders: Sequence[Contender]) -> dict[str, Any]:
     """Returns how a result was measured, and on which data, as JSON."""
@@ -63,7 +109,8 @@ def settings_to_dict(config: BenchConfig, contenders: Sequence[Contender]) -> di
         for c in contenders
         if c.dataset is not None
     ]
-    return {**dataclasses.asdict(config), "variants": list(config.variants), "data": data}
+    lists = {name: list(getattr(config, name)) for name in ("variants", "engines", "batches")}
+    return {**dataclasses.asdict(config), **lists, "data": data}
 
 
 def native(variant: Variant) -> bool:
@@ -71,58 +118,40 @@ def native(variant: Variant) -> bool:
     return variant.precision == "fp32" or variant.target == host.arch()
 
 
-def bench(contenders: Sequence[Contender], config: BenchConfig, *, on_progress: Progress) -> list[Entry]:
-    """Measures every wanted variant of every bundle.
+@dataclass(frozen=True)
+class Row:
+    """A variant on an engine; ``engine`` is empty where none runs it here, and ``why_not`` says why."""
 
-    Ratios are against the first variant of the first bundle that this machine runs.
+    contender: Contender
+    bundle: Bundle
+    variant: Variant
+    engine: str
+    why_not: str = ""
+
+    @property
+    def side(self) -> Side:
+        """What is measured."""
+        return Side(self.contender.path, self.variant.name, self.engine)
+
+
+def rows_of(contenders: Sequence[Contender], config: BenchConfig, *, on_progress: Progress) -> list[Row]:
+    """Returns every wanted variant on every wanted engine; on a GPU, this builds the plans that are missing.
 
     Raises:
         BundleError: A bundle is damaged, or lacks a variant.
-        DatasetError: A data set has no pictures in the split.
+        EngineError: Nothing runs here.
     """
     opened = [(contender, open_bundle(contender.path)) for contender in contenders]
-    chosen = [(c, b, v) for c, b in opened for v in _variants(b, config)]
-    running = [number for number, (_, _, variant) in enumerate(chosen) if native(variant)]
-    if not running:
-        raise EngineError(
-            f"none of the variants asked for runs on this machine's CPU; it runs fp32 and int8-{host.arch()}"
-        )
-    accuracy = [entry for c, b in opened for entry in _accuracy(c, b, _variants(b, config), on_progress)]
-    timed = measure_latency(
-        [Side(chosen[number][0].path, chosen[number][2].name) for number in running],
-        processes=config.processes,
-        seconds=config.seconds,
-        threads=config.threads,
-        on_progress=lambda done, total: on_progress("latency", done, total),
-    )
-    samples = dict(zip(running, timed, strict=True))
-    entries = []
-    for number, ((contender, bundle, variant), found) in enumerate(zip(chosen, accuracy, strict=True)):
-        runs = number in samples
-        cold = measure_cold_start(Side(contender.path, variant.name)) if runs else None
-        on_progress("cold start", number + 1, len(chosen))
-        notes = [] if runs else [f"latency: {_why_not(variant)}"]
-        if contender.dataset is not None and found["top1"] is None:
-            notes.append(_why_no_accuracy(bundle))
-        entries.append(
-            Entry(
-                contender.name, bundle.digest, variant.name, "cpu", samples.get(number, []), variant.bytes, found, cold,
-                notes=tuple(notes),
-            )
-        )  # fmt: skip
-    return [dataclasses.replace(e, latency_ratio=paired_ratio(e.samples_ns, timed[0])) for e in entries]
-
-
-def _why_not(variant: Variant) -> str:
-    if variant.precision == "fp16":
-        return "FP16 is for GPUs; no kernels for it on this CPU"
-    return f"made for {variant.target}, which is not this machine"
-
-
-def _why_no_accuracy(bundle: Bundle) -> str:
-    probe = bundle.manifest["proof"].get("probe_top1")
-    beside = "" if probe is None else f"; a linear probe on its frozen features reached {probe:.1%} at export"
-    return f"accuracy: the data's classes are not among this model's labels{beside}"
+    wanted = [(c, b, v, e) for c, b in opened for v in _variants(b, config) for e in config.engines]
+    found: dict[tuple[int, str, str], Row] = {}
+    for number, (contender, bundle, variant, engine) in enumerate(wanted):
+        row = Row(contender, bundle, variant, *_engine(contender.path, variant, engine))
+        found.setdefault((id(contender), variant.name, row.engine), row)
+        on_progress("engines", number + 1, len(wanted))
+    rows = list(found.values())
+    if not any(row.engine for row in rows):
+        raise EngineError(f"none of the variants asked for runs here: {rows[0].variant.name}: {rows[0].why_not}")
+    return rows
 
 
 def _variants(bundle: Bundle, config: BenchConfig) -> list[Variant]:
@@ -131,20 +160,208 @@ def _variants(bundle: Bundle, config: BenchConfig) -> list[Variant]:
     return list(bundle.variants)
 
 
-def _accuracy(
-    contender: Contender, bundle: Bundle, variants: Sequence[Variant], on_progress: Progress
-) -> list[dict[str, float | None]]:
-    if contender.dataset is None:
-        return [{"top1": None, "macro_f1": None, "flip_rate": None} for _ in variants]
-    split = contender.split
-    items = contender.dataset.items if split == "all" else contender.dataset.split(split)
-    if not items:
-        raise DatasetError(f"{contender.dataset.root}: has no pictures in the split {split}")
-    reference = bundle.variant("fp32")
-    wanted = [reference, *(v for v in variants if v is not reference)]
-    found = answers(
-        bundle, wanted, items, on_progress=lambda done, total: on_progress(f"{contender.name}: accuracy", done, total)
+def _engine(path: Path, variant: Variant, wanted: str) -> tuple[str, str]:
+    """Returns the engine that runs a variant, or nothing and why."""
+    if wanted == "cpu" or (wanted == "auto" and not host.has_nvidia_device()):
+        return ("cpu", "") if native(variant) else ("", _why_not(variant))
+    try:
+        found = prepare(Side(path, variant.name, wanted))
+    except EngineError as error:
+        return "", str(error)
+    if found["engine"] == "cpu" and not native(variant):
+        return "", found["reason"]
+    return found["engine"], ""
+
+
+def _why_not(variant: Variant) -> str:
+    if variant.precision == "fp16":
+        return "FP16 is for GPUs; no kernels for it on this CPU"
+    return f"made for {variant.target}, which is not this machine"
+
+
+@dataclass
+class _Figures:
+    """What was measured of one row."""
+
+    cold_start: dict[str, float | None] | None = None
+    paced: dict[str, Any] | None = None
+    batches_ns: dict[int, list[int]] = field(default_factory=dict)
+    stages_ns: dict[str, list[int]] = field(default_factory=dict)
+    energy: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def bench(contenders: Sequence[Contender], config: BenchConfig, *, on_progress: Progress) -> Result:
+    """Measures every wanted variant of every bundle.
+
+    Ratios are against the first variant of the first bundle that this machine runs.
+
+    Raises:
+        BundleError: A bundle is damaged, or lacks a variant.
+        DatasetError: A data set has no pictures in the split.
+        EngineError: Nothing runs here, or a measurement failed.
+    """
+    facts = fingerprint()
+    check_pictures(contenders)
+    rows = rows_of(contenders, config, on_progress=on_progress)
+    running = [number for number, row in enumerate(rows) if row.engine]
+    timed = measure_latency(
+        [rows[number].side for number in running],
+        processes=config.processes,
+        seconds=config.seconds,
+        threads=config.threads,
+        on_progress=partial(on_progress, "latency"),
     )
-    labels = label_indices(bundle.spec, contender.dataset, items)
-    by_name = {v.name: scores(logits, labels, found[0]) for v, logits in zip(wanted, found, strict=True)}
-    return [by_name[v.name] for v in variants]
+    found = compare_all(timed.samples_ns[1:], timed.samples_ns[0])
+    latencies = [
+        Latency(samples, comparison) for samples, comparison in zip(timed.samples_ns, [None, *found], strict=True)
+    ]
+    by_row = dict(zip(running, latencies, strict=True))
+    return complete(contenders, rows, by_row, timed, facts, config, on_progress=on_progress)
+
+
+def check_pictures(contenders: Sequence[Contender]) -> None:
+    """Refuses data without pictures.
+
+    Raises:
+        DatasetError: A split has none.
+    """
+    for contender in contenders:
+        if contender.dataset is not None and not contender.items:
+            raise DatasetError(f"{contender.dataset.root}: has no pictures in the split {contender.split}")
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What timing gave for one row: nanoseconds by process and call, and how they compare with the reference."""
+
+    samples_ns: list[list[int]]
+    comparison: Comparison | None
+
+
+def complete(
+    contenders: Sequence[Contender],
+    rows: Sequence[Row],
+    latencies: Mapping[int, Latency],
+    timed: Timed,
+    facts: dict[str, Any],
+    config: BenchConfig,
+    *,
+    on_progress: Progress,
+) -> Result:
+    """Measures everything beside latency, and puts the result together.
+
+    Args:
+        contenders: What is compared.
+        rows: Of `rows_of`.
+        latencies: By row; rows that nothing runs here have none.
+        timed: The timing they are of.
+        facts: `edgetl.bench.conditions.fingerprint`.
+        config: Settings.
+        on_progress: See `bench`.
+    """
+    accuracy = _accuracy(contenders, rows, on_progress)
+    figures = [_Figures() for _ in rows]
+    _more(contenders, rows, figures, config, on_progress)
+    entries = []
+    for number, (row, found, worth) in enumerate(zip(rows, figures, accuracy, strict=True)):
+        latency = latencies.get(number, Latency([], None))
+        entries.append(
+            Entry(
+                bundle=row.contender.name,
+                digest=row.bundle.digest,
+                variant=row.variant.name,
+                engine=row.engine,
+                samples_ns=latency.samples_ns,
+                bytes=row.variant.bytes,
+                accuracy=worth.accuracy,
+                cold_start=found.cold_start,
+                comparison=latency.comparison,
+                paced=found.paced,
+                batches_ns=found.batches_ns,
+                stages_ns=found.stages_ns,
+                energy=found.energy,
+                report=worth.report,
+                notes=(*_notes(row, worth), *found.notes),
+            )
+        )
+    conditions = _conditions(facts, timed, [rows[number].engine for number in latencies], config.threads)
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Result(facts, settings_to_dict(config, contenders), entries, conditions, created)
+
+
+def _conditions(facts: dict[str, Any], timed: Timed, engines: Sequence[str], threads: int) -> Conditions:
+    """Returns what a timing is worth."""
+    found = judge(
+        timed.periods, cores=facts["cores"], threads=threads, on_cpu=all(engine == "cpu" for engine in engines)
+    )
+    medians = [[latency["p50"] for p in side if (latency := latency_ms([p]))] for side in timed.samples_ns]
+    return Conditions(found.invalid, (*found.warnings, *instabilities(facts, medians, timed.steady)))
+
+
+def _accuracy(contenders: Sequence[Contender], rows: Sequence[Row], on_progress: Progress) -> list[Judged]:
+    found: dict[int, Judged] = {}
+    for contender in contenders:
+        own = [number for number, row in enumerate(rows) if row.contender is contender]
+        answers = judged(
+            rows[own[0]].bundle,
+            [(rows[number].variant, rows[number].engine or "cpu") for number in own],
+            contender.items,
+            contender.dataset,
+            on_progress=partial(on_progress, f"{contender.name}: accuracy"),
+        )
+        found.update(zip(own, answers, strict=True))
+    return [found[number] for number in range(len(rows))]
+
+
+def _more(
+    contenders: Sequence[Contender],
+    rows: Sequence[Row],
+    figures: Sequence[_Figures],
+    config: BenchConfig,
+    on_progress: Progress,
+) -> None:
+    """Measures everything beside accuracy and latency."""
+    running = [(row, found) for row, found in zip(rows, figures, strict=True) if row.engine]
+    sides = [row.side for row, _ in running]
+    for number, (row, found) in enumerate(running):
+        found.cold_start = measure_cold_start(row.side)
+        on_progress("cold start", number + 1, len(running))
+    if config.fps is not None:
+        on_progress(f"latency at {config.fps:g} pictures a second", 0, 0)
+        paced = measure_paced(sides, fps=config.fps, seconds=config.seconds, threads=config.threads)
+        for (_, found), samples, late in zip(running, paced["samples_ns"], paced["late"], strict=True):
+            found.paced = {"fps": config.fps, "samples_ns": samples, "late": late}
+    if config.batches:
+        on_progress("throughput", 0, 0)
+        offline = measure_offline(sides, batches=config.batches, seconds=config.seconds * config.processes)
+        for (_, found), batches in zip(running, offline, strict=True):
+            found.batches_ns = batches
+    for contender in contenders:
+        own = [(row, found) for row, found in running if row.contender is contender]
+        if contender.dataset is None or not own:
+            continue
+        on_progress("stages from file to label", 0, 0)
+        pictures = _spread(contender.items)
+        for (_, found), stages in zip(own, measure_stages([r.side for r, _ in own], pictures), strict=True):
+            found.stages_ns = stages
+    if config.energy:
+        for number, (row, found) in enumerate(running):
+            measured = measure_energy_of(row.side, seconds=config.seconds, threads=config.threads)
+            found.energy = measured["energy"]
+            found.notes += [] if found.energy else [f"energy: {'; '.join(measured['reasons'])}"]
+            on_progress("energy", number + 1, len(running))
+
+
+def _spread(items: Sequence[Item]) -> list[Path]:
+    step = max(1, len(items) // _STAGED_PICTURES)
+    return [item.path for item in items[::step]][:_STAGED_PICTURES]
+
+
+def _notes(row: Row, found: Judged) -> list[str]:
+    notes = [] if row.engine else [f"latency: {row.why_not}"]
+    if row.contender.dataset is not None and found.accuracy["top1"] is None:
+        probe = row.bundle.manifest["proof"].get("probe_top1")
+        beside = "" if probe is None else f"; a linear probe on its frozen features reached {probe:.1%} at export"
+        notes.append(f"accuracy: the data's classes are not among this model's labels{beside}")
+    return notes

@@ -1,7 +1,6 @@
 """A fresh process that measures: ``python worker.py`` with a job as JSON on standard input.
 
-Two jobs: ``latency`` holds all sides alive and times them call by call in turn, none spinning; ``cold`` loads
-one side as a device app would and answers once.
+``cold`` loads one side as a device app would and answers once; every other job is in `edgetl.bench.jobs`.
 """
 
 from __future__ import annotations
@@ -18,73 +17,43 @@ from typing import Any  # noqa: E402
 
 __all__ = ["main"]
 
-_STEADY = 0.03
-_WINDOW = 12
-_LONGEST_WARM_UP_S = 4.0
-_FEWEST = 20
-
-
-def _latency(job: dict[str, Any]) -> dict[str, Any]:
-    import numpy as np
-
-    from edgetl.bundle import open_bundle
-    from edgetl.runtime.loading import session_for
-
-    calls = []
-    for side in job["sides"]:
-        bundle = open_bundle(side["bundle"])
-        session = session_for(bundle, bundle.variant(side["variant"]), threads=job["threads"])
-        shape = (1, *bundle.spec.preprocess.input_shape)
-        picture = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        calls.append(lambda session=session, picture=picture: session.infer(picture))
-    for call in calls:
-        _warm_up(call)
-    samples: list[list[int]] = [[] for _ in calls]
-    end = time.perf_counter() + job["seconds"]
-    order = list(range(len(calls)))
-    while len(samples[0]) < _FEWEST or time.perf_counter() < end:
-        order.reverse()  # whoever goes first finds other caches
-        for index in order:
-            start = time.perf_counter_ns()
-            calls[index]()
-            samples[index].append(time.perf_counter_ns() - start)
-    return {"samples_ns": samples}
-
-
-def _warm_up(call: Any) -> None:
-    """Calls until the median of a window differs little from the one before."""
-    end = time.perf_counter() + _LONGEST_WARM_UP_S
-    before = 0.0
-    while time.perf_counter() < end:
-        window = []
-        for _ in range(_WINDOW):
-            start = time.perf_counter_ns()
-            call()
-            window.append(time.perf_counter_ns() - start)
-        median = sorted(window)[_WINDOW // 2]
-        if abs(median - before) <= _STEADY * median:
-            return
-        before = median
-
 
 def _cold(job: dict[str, Any]) -> dict[str, Any]:
     import edgetl
 
     imported = time.perf_counter_ns()
     side = job["sides"][0]
-    with edgetl.load(side["bundle"], variant=side["variant"], engine="cpu") as classify:
+    before = _gpu_free(side["engine"])
+    start = time.perf_counter_ns()
+    with edgetl.load(side["bundle"], variant=side["variant"], engine=side["engine"]) as classify:
         loaded = time.perf_counter_ns()
         height, width, channels = classify.spec.preprocess.input_shape
         import numpy as np
 
         classify(np.full((height, width, channels), 127, np.uint8))
         answered = time.perf_counter_ns()
+        after = _gpu_free(side["engine"])
     return {
         "import_ms": (imported - _BORN) / 1e6,
-        "load_ms": (loaded - imported) / 1e6,
+        "load_ms": (loaded - start) / 1e6,
         "first_ms": (answered - loaded) / 1e6,
         "peak_bytes": _peak_bytes(),
+        "gpu_bytes": None if before is None or after is None else max(0, before - after),
     }
+
+
+def _gpu_free(engine: str) -> int | None:
+    """Bytes of the GPU that nobody has; None on the CPU, or where the bindings are not installed."""
+    if engine == "cpu":
+        return None
+    from edgetl.errors import EdgetlError
+    from edgetl.gpu import call, cuda
+
+    try:
+        free, _ = call(cuda().cudaMemGetInfo())
+    except EdgetlError:
+        return None
+    return int(free)
 
 
 def _peak_bytes() -> int:
@@ -96,11 +65,25 @@ def _peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _do(job: dict[str, Any]) -> dict[str, Any]:
+    if job["kind"] == "cold":
+        return _cold(job)
+    from edgetl.bench.jobs import JOBS
+
+    return JOBS[job["kind"]](job)
+
+
 def main() -> None:
-    """Reads a job, writes its result to the file it names."""
-    sys.path.remove(str(Path(__file__).resolve().parent))  # a script's folder is not a place to import from
+    """Reads a job, writes its result to the file it names; an error of edgetl's becomes one line."""
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [path for path in sys.path if path != here]  # a script's folder is not a place to import from
     job = json.load(sys.stdin)
-    result = {"latency": _latency, "cold": _cold}[job["kind"]](job)
+    from edgetl.errors import EdgetlError
+
+    try:
+        result = _do(job)
+    except EdgetlError as error:
+        sys.exit(str(error))
     Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
 
 

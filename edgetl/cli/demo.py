@@ -33,10 +33,10 @@ def demo(out: Path, shots: int, seed: int, force: bool, json_out: str | None) ->
     import shutil
 
     from edgetl import host
-    from edgetl.bench import BenchConfig, Contender, result_to_dict, settings_to_dict
+    from edgetl.bench import BenchConfig, Contender
     from edgetl.bench import bench as run_bench
-    from edgetl.cli.bench import show_results
     from edgetl.cli.display import Display
+    from edgetl.cli.results import show_results
     from edgetl.dataset import open_dataset, write_digits
     from edgetl.errors import InputError
 
@@ -71,18 +71,17 @@ def demo(out: Path, shots: int, seed: int, force: bool, json_out: str | None) ->
             Contender(name, trained.export(name, run, data), open_dataset(data)) for name, (run, data) in runs.items()
         ]
         display.note("5. compare: all variants alive in one process, timed in turn")
-        facts = host.facts()
         config = BenchConfig(variants=("fp32", "int8-tensorrt", f"int8-{host.arch()}"), seconds=1.0)
-        entries = run_bench(contenders, config, on_progress=display.progress)
-        show_results(display, entries)
-    top1 = {e.bundle: e.accuracy["top1"] or 0.0 for e in entries if e.variant == "fp32"}
+        result = run_bench(contenders, config, on_progress=display.progress)
+        show_results(display, result)
+    top1 = {e.bundle: e.accuracy["top1"] or 0.0 for e in result.entries if e.variant == "fp32"}
     gain = (top1["transferred"] - top1["from-scratch"]) * 100
     display.console.print(
         f"original: digits 0-4; transferred and from-scratch: digits 5-9, {shots} pictures each. Transfer was "
         f"worth {gain:+.1f} points.\n"
         f"Your turn: edgetl finetune PHOTOS, edgetl export, edgetl bench; the bundles are in {out}."
     )
-    emit_json(json_out, result_to_dict(facts, entries, settings_to_dict(config, contenders)))
+    emit_json(json_out, result.to_dict())
 
 
 class _Trainer:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["FLOATS", "PATH", "RATE", "SIZE", "SMS", "emit_json", "json_option"]
+__all__ = ["COUNTS", "FLOATS", "PATH", "RATE", "RECALL", "SIZE", "SMS", "emit_json", "json_option"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,7 +78,37 @@ class _Sms(click.ParamType[tuple[int, ...]]):
         return self.fail(f'"{value}" must be compute capabilities with commas between, like 86,89', param, ctx)
 
 
-RATE, SIZE, FLOATS, SMS = _Rate(), _Size(), _Floats(), _Sms()
+class _Recall(click.ParamType[tuple[str, float]]):
+    """``CLASS=95%``; the class may hold equals signs of its own."""
+
+    name = "CLASS=RATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        """Returns the class and the fraction."""
+        if isinstance(value, tuple):
+            return value
+        label, equals, rate = str(value).rpartition("=")
+        if not equals or not label:
+            return self.fail(f'"{value}" must be a class and a rate, like scratch=95%', param, ctx)
+        return label, RATE.convert(rate, param, ctx)
+
+
+class _Counts(click.ParamType[tuple[int, ...]]):
+    """Comma-separated numbers: ``1,8,32``."""
+
+    name = "N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Returns them, each once, ascending."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if all(part.isdecimal() for part in parts):
+            return tuple(sorted({int(part) for part in parts}))
+        return self.fail(f'"{value}" must be numbers with commas between, like 1,8,32', param, ctx)
+
+
+RATE, SIZE, FLOATS, SMS, RECALL, COUNTS = _Rate(), _Size(), _Floats(), _Sms(), _Recall(), _Counts()
 
 
 def json_option(function: F) -> F:

@@ -92,7 +92,7 @@ class Prover:
         write_manifest(self._folder, self._spec, variants, provenance={}, proof={})
         found = answers(
             open_bundle(self._folder),
-            new,
+            [(variant, "cpu") for variant in new],
             self._val,
             on_progress=lambda done, total: self._reporter.progress("accuracy", done, total),
         )
@@ -136,7 +136,7 @@ class Prover:
             ]
             write_manifest(folder, self._spec, variants, provenance={}, proof={})
             sides = [Side(folder, variant.name) for variant in variants]
-            reference, candidate = measure_latency(sides, seconds=self._seconds)
+            reference, candidate = measure_latency(sides, seconds=self._seconds).samples_ns
         return paired_ratio(candidate, reference)
 
     def proof(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class Prover:
                 [Side(self._folder, "fp32"), Side(self._folder, native.name)],
                 seconds=self._seconds,
                 on_progress=lambda done, total: self._reporter.progress("latency", done, total),
-            )
+            ).samples_ns
             samples = {"fp32": timed[0], native.name: timed[1]}
             result = {"format_version": 1, "cpu": host.cpu_name(), "samples_ns": samples}
             write_json(self._folder / "latency.json", result)

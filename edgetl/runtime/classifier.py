@@ -15,7 +15,7 @@ from edgetl.preprocess import Picture, preprocess
 from edgetl.runtime.session import Session
 from edgetl.spec import ModelSpec
 
-__all__ = ["Classifier", "Prediction"]
+__all__ = ["Classifier", "Prediction", "predictions"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,13 @@ class Prediction:
         """Returns the ``count`` most likely (label, probability), best first."""
         order = np.argsort(-self.scores, kind="stable")[:count]
         return [(self.labels[i], float(self.scores[i])) for i in order]
+
+
+def predictions(logits: NDArray[np.float32], labels: tuple[str, ...]) -> list[Prediction]:
+    """Returns an answer for each row of logits (N, C)."""
+    probabilities = softmax(logits)
+    best = probabilities.argmax(axis=1)
+    return [Prediction(labels[i], float(row[i]), row, labels) for i, row in zip(best, probabilities, strict=True)]
 
 
 class Classifier:
@@ -64,7 +71,7 @@ class Classifier:
             PictureError: The picture cannot be read.
             EngineError: The classifier is closed.
         """
-        return self._answers(preprocess(picture, self.spec.preprocess)[None])[0]
+        return predictions(self._logits(preprocess(picture, self.spec.preprocess)[None]), self.spec.labels)[0]
 
     def batch(self, pictures: Iterable[Picture]) -> list[Prediction]:
         """Classifies several pictures at once; an empty list gives an empty list.
@@ -74,17 +81,20 @@ class Classifier:
             EngineError: The classifier is closed.
         """
         inputs = [preprocess(picture, self.spec.preprocess) for picture in pictures]
-        size = self._open().max_batch
+        size = self.session.max_batch
         chunks = (inputs[i : i + size] for i in range(0, len(inputs), size))
-        return [answer for chunk in chunks for answer in self._answers(np.stack(chunk))]
+        return [answer for chunk in chunks for answer in predictions(self._logits(np.stack(chunk)), self.spec.labels)]
 
-    def _answers(self, batch: NDArray[np.uint8]) -> list[Prediction]:
-        probabilities = softmax(self._open().infer(batch)["logits"])
-        best = probabilities.argmax(axis=1)
-        labels = self.spec.labels
-        return [Prediction(labels[i], float(row[i]), row, labels) for i, row in zip(best, probabilities, strict=True)]
+    def _logits(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.session.infer(batch)["logits"]
 
-    def _open(self) -> Session:
+    @property
+    def session(self) -> Session:
+        """The graph alone, for those who preprocess by themselves or want embeddings.
+
+        Raises:
+            EngineError: The classifier is closed.
+        """
         if self._session is None:
             raise EngineError("this classifier is closed; call edgetl.load again")
         return self._session

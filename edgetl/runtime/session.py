@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgetl.errors import EngineError
 from edgetl.spec import ModelSpec
 
-__all__ = ["Session", "check_batch"]
+__all__ = ["UINT8", "Session", "check_batch"]
 
 
 class Session(Protocol):
@@ -31,14 +31,22 @@ class Session(Protocol):
         """Releases the engine; further calls of `infer` raise EngineError."""
 
 
-def check_batch(batch: NDArray[Any], spec: ModelSpec, max_batch: int) -> None:
+UINT8 = np.dtype(np.uint8)
+
+
+def check_batch(batch: NDArray[Any], shape: tuple[int, int, int], max_batch: int) -> None:
     """Refuses an input that does not fit.
+
+    Args:
+        batch: What somebody wants to know about.
+        shape: (H, W, C) of one picture.
+        max_batch: Largest number of them.
 
     Raises:
         EngineError: Its type, its shape or its length is another.
     """
-    if batch.dtype != np.uint8 or batch.shape[1:] != spec.preprocess.input_shape:
-        wanted = ", ".join(map(str, spec.preprocess.input_shape))
+    if batch.dtype != UINT8 or batch.shape[1:] != shape:
+        wanted = ", ".join(map(str, shape))
         raise EngineError(f"input is {batch.dtype} {batch.shape}, this model takes uint8 (N, {wanted})")
     if not 1 <= len(batch) <= max_batch:
         raise EngineError(f"batch of {len(batch)} pictures: it must be 1 to {max_batch}")

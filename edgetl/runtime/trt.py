@@ -55,6 +55,7 @@ class TrtSession:
         self._engine: Any = None
         self._closing = ExitStack()
         self.spec = spec
+        self._shape = spec.preprocess.input_shape
         self.eager_because = ""
         try:
             with on_first_device():
@@ -81,10 +82,8 @@ class TrtSession:
             raise EngineError(f'{name}: must have one input and an output "logits", it has {", ".join(names)}')
         self._input = inputs[0]
         smallest, _, largest = (tuple(shape) for shape in engine.get_tensor_profile_shape(self._input, 0))
-        if largest[1:] != self.spec.preprocess.input_shape:
-            raise EngineError(
-                f"{name}: takes (N, *{largest[1:]}), the spec says (N, *{self.spec.preprocess.input_shape})"
-            )
+        if largest[1:] != self._shape:
+            raise EngineError(f"{name}: takes (N, *{largest[1:]}), the spec says (N, *{self._shape})")
         self._min_batch, self.max_batch = smallest[0], largest[0]
         for tensor in names:
             shape = (self.max_batch, *tuple(engine.get_tensor_shape(tensor))[1:])
@@ -102,7 +101,7 @@ class TrtSession:
         Raises:
             EngineError: The session is closed, the input does not fit, or TensorRT failed.
         """
-        check_batch(batch, self.spec, self.max_batch)
+        check_batch(batch, self._shape, self.max_batch)
         with self._lock:
             if self._engine is None:
                 raise EngineError("this session is closed; load the bundle again")
@@ -160,7 +159,7 @@ class TrtSession:
         return engine.create_execution_context()
 
     def _reshape(self, context: Any, rows: int) -> None:
-        self._check(context.set_input_shape(self._input, (rows, *self.spec.preprocess.input_shape)))
+        self._check(context.set_input_shape(self._input, (rows, *self._shape)))
 
     def _queue(self, context: Any, rows: int) -> None:
         self._buffers[self._input].upload(rows, self._stream)

@@ -1,0 +1,309 @@
+"""Limits that a model must keep, and the verdict: for people, for JUnit readers and for a job's summary."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgetl.bench.compare import Comparison, compare_runs
+from edgetl.bench.result import Entry, Result
+from edgetl.errors import InputError
+
+__all__ = [
+    "Check",
+    "Limits",
+    "Verdict",
+    "baseline_checks",
+    "drop_check",
+    "fp32_checks",
+    "latency_check",
+    "recall_checks",
+]
+
+_ROUNDING = 1e-9  # fractions of few pictures: rounding decides nothing
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model must keep; None and empty ask for nothing.
+
+    Attributes:
+        max_regression: Largest rise of latency, a fraction.
+        max_drop: Largest loss of top-1, a fraction.
+        min_recall: Smallest recall by class, fractions.
+    """
+
+    max_regression: float | None = None
+    max_drop: float | None = None
+    min_recall: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_regression is not None and not 0 < self.max_regression <= 10:
+            raise InputError("--max-regression must be above 0 %, and no more than 1000 %")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise InputError("--max-drop must be 0pt to 100pt")
+        for label, recall in self.min_recall.items():
+            if not 0 <= recall <= 1:
+                raise InputError(f"--min-recall {label}: must be 0 % to 100 %")
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return self.max_regression is None and self.max_drop is None and not self.min_recall
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit on one model.
+
+    Attributes:
+        model: Which, for people.
+        what: ``latency``, ``top-1 drop``, ``recall of CLASS`` or ``conditions``.
+        measured: Fraction; None where it could not be measured.
+        limit: Fraction.
+        ok: Whether it holds; None where the measurement cannot tell, which does not pass.
+        text: The finding in words.
+    """
+
+    model: str
+    what: str
+    measured: float | None
+    limit: float | None
+    ok: bool | None
+    text: str
+
+    @property
+    def state(self) -> str:
+        """``holds``, ``fails`` or ``undecided``."""
+        return {True: "holds", False: "fails", None: "undecided"}[self.ok]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Every check of a gate.
+
+    Attributes:
+        checks: In the order they are shown.
+        against: What was compared with, for people.
+        notes: What a reader should know beside it, the noise floor for example.
+    """
+
+    checks: Sequence[Check]
+    against: str = ""
+    notes: Sequence[str] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        bad = [check for check in self.checks if not check.ok]
+        if not bad:
+            return f"{len(self.checks)} checks hold"
+        return f"{len(bad)} of {len(self.checks)} checks do not hold: {bad[0].model}: {bad[0].text}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form."""
+        checks = [{**asdict(check), "state": check.state} for check in self.checks]
+        return {"ok": self.ok, "against": self.against, "checks": checks, "notes": list(self.notes)}
+
+    def junit(self) -> str:
+        """Returns JUnit XML; a check that is undecided counts as a failure."""
+        counts = {"tests": len(self.checks), "failures": sum(not c.ok for c in self.checks), "errors": 0, "skipped": 0}
+        suite = ET.Element("testsuite", {"name": "edgetl bench", **{name: str(n) for name, n in counts.items()}})
+        for check in self.checks:
+            case = ET.SubElement(suite, "testcase", classname=_xml(check.model), name=_xml(check.what))
+            if check.ok:
+                ET.SubElement(case, "system-out").text = _xml(check.text)
+            else:
+                ET.SubElement(case, "failure", message=_xml(check.text), type=check.state).text = _xml(check.text)
+        root = ET.Element("testsuites")
+        root.append(suite)
+        ET.indent(root)
+        return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+    def markdown(self, result: Result) -> str:
+        """Returns the page for a job's summary."""
+        mark = {"holds": "✅ holds", "fails": "❌ **fails**", "undecided": "⚠️ **undecided**"}
+        rows = [
+            f"| {_cell(c.model)} | {_cell(c.what)} | {_cell(c.text)} | {_share(c.limit)} | {mark[c.state]} |"
+            for c in self.checks
+        ]
+        host = result.host
+        gpu = f", {', '.join(host['gpus'])}" if host.get("gpus") else ""
+        lines = [
+            f"## edgetl bench: {'passed' if self.ok else 'failed'}",
+            "",
+            *([f"Against {_cell(self.against)}.", ""] if self.against else []),
+            "| model | check | measured | limit | |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            *(f"- {_cell(note)}" for note in (*self.notes, *result.conditions.invalid, *result.conditions.warnings)),
+            "",
+            f"Measured on {_cell(host['board'] or host['cpu'])}, {host['cores']} cores{_cell(gpu)}; {result.created}.",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value * 100:g} %"
+
+
+def _cell(text: str) -> str:
+    """Labels and paths are the user's: they must not end a table's cell, nor become markup."""
+    for char in "\\`*_[]<>|":
+        text = text.replace(char, f"\\{char}")
+    return " ".join(text.split())
+
+
+def _xml(text: str) -> str:
+    """XML 1.0 has no control characters, not even escaped."""
+    return "".join(c if c.isprintable() or c in "\t\n" else "�" for c in text.encode("utf-8", "replace").decode())
+
+
+def latency_check(model: str, found: Comparison, floor: float, limit: float) -> Check:
+    """Judges a rise of latency.
+
+    It fails where the rise is above the limit and the interval excludes equality; it is undecided where noise alone
+    could reach the limit, or where a rise above it may be noise.
+
+    Args:
+        model: For people.
+        found: The model against its reference.
+        floor: What noise alone can reach, a fraction: of an A/A run, or half the interval.
+        limit: Largest rise, a fraction.
+    """
+    over = found.ratio > 1 + limit
+    if over and found.low > 1 and floor <= found.ratio - 1:
+        ok: bool | None = False
+    elif over or floor > limit:
+        ok = None
+    else:
+        ok = True
+    text = f"latency: {found.text}"
+    if ok is None:
+        text += (
+            f"; noise reaches {floor:.1%} here: give more --processes or --seconds, a quieter machine, or a larger "
+            "--max-regression"
+        )
+    return Check(model, "latency", found.ratio - 1, limit, ok, text)
+
+
+def drop_check(model: str, top1: float | None, reference: float | None, limit: float) -> Check:
+    """Judges a loss of top-1 on the same pictures."""
+    if top1 is None or reference is None:
+        return Check(
+            model, "top-1 drop", None, limit, None, "top-1 was not measured: give --data with this model's classes"
+        )
+    drop = reference - top1
+    text = f"top-1 {reference:.2%} -> {top1:.2%} ({-drop * 100:+.2f} points)"
+    return Check(model, "top-1 drop", drop, limit, drop <= limit + _ROUNDING, text)
+
+
+def recall_checks(entry: Entry, limits: Mapping[str, float]) -> list[Check]:
+    """Judges the recall of classes.
+
+    Raises:
+        InputError: The model does not know a class.
+    """
+    report = entry.report.get("classification")
+    rows = {row["label"]: row for row in report["per_class"]} if report else {}
+    checks = []
+    for label, limit in limits.items():
+        if report and label not in rows:
+            known = ", ".join(list(rows)[:8]) + (", ..." if len(rows) > 8 else "")
+            raise InputError(f"--min-recall {label}: {entry.bundle} has no such class; it knows {known}")
+        row = rows.get(label)
+        if row is None or row["support"] == 0:
+            text, measured, ok = "recall was not measured: no picture of this class was judged", None, None
+        else:
+            measured = float(row["recall"])
+            ok = measured >= limit - _ROUNDING
+            text = f"{measured:.1%} of {row['support']} pictures found"
+        checks.append(Check(entry.name, f"recall of {label}", measured, limit, ok, text))
+    return checks
+
+
+def fp32_checks(result: Result, limit: float) -> list[Check]:
+    """Judges each variant's loss of top-1 against the FP32 of its own bundle.
+
+    Raises:
+        InputError: A bundle's FP32 was not measured.
+    """
+    checks = []
+    for entry in result.entries:
+        own = [e for e in result.entries if (e.bundle, e.digest, e.variant) == (entry.bundle, entry.digest, "fp32")]
+        if not own:
+            raise InputError(f"--max-drop compares {entry.name} with its FP32: add --variant fp32")
+        if entry.variant != "fp32":
+            checks.append(drop_check(entry.name, entry.accuracy["top1"], own[0].accuracy["top1"], limit))
+    return checks
+
+
+def baseline_checks(result: Result, baseline: Result, limits: Limits, where: str) -> list[Check]:
+    """Judges a result against an earlier one of the same machine.
+
+    Args:
+        result: Now.
+        baseline: Then.
+        limits: To keep.
+        where: The baseline's file, for people.
+
+    Raises:
+        InputError: The two cannot be compared: another machine, other pictures, or no model in common.
+    """
+    if limits.max_regression is not None:
+        _same_machine(result, baseline, where)
+    if limits.max_drop is not None and _pictures(result) != _pictures(baseline):
+        raise InputError(f"{where}: was judged on other pictures than now: give the same --data and --split")
+    pairs = _pairs(result, baseline, where)
+    checks = []
+    for now, then in pairs:
+        if limits.max_regression is not None and now.samples_ns:
+            found = compare_runs(now.samples_ns, then.samples_ns)
+            checks.append(latency_check(now.name, found, (found.high / found.low) ** 0.5 - 1, limits.max_regression))
+        if limits.max_drop is not None:
+            checks.append(drop_check(now.name, now.accuracy["top1"], then.accuracy["top1"], limits.max_drop))
+    if limits.max_regression is not None:
+        checks += [
+            Check(when, "conditions", None, None, False, reason)
+            for when, side in (("this run", result), (where, baseline))
+            for reason in side.conditions.invalid
+        ]
+    return checks
+
+
+def _same_machine(result: Result, baseline: Result, where: str) -> None:
+    if result.host["machine"] != baseline.host["machine"]:
+        raise InputError(
+            f"{where}: was measured on another machine ({baseline.host['cpu']}); latencies of two machines say nothing "
+            "about a model: give --against BUNDLE, which measures both sides here"
+        )
+
+
+def _pictures(result: Result) -> set[tuple[str, str]]:
+    return {(data["digest"], data["split"]) for data in result.settings["data"]}
+
+
+def _pairs(result: Result, baseline: Result, where: str) -> list[tuple[Entry, Entry]]:
+    """Returns entries of the same model; where each side has but one bundle, its name does not matter."""
+    single = all(len({entry.bundle for entry in side.entries}) == 1 for side in (result, baseline))
+
+    def key(entry: Entry) -> tuple[str, str, str]:
+        return "" if single else entry.bundle, entry.variant, entry.engine
+
+    then = {key(entry): entry for entry in baseline.entries}
+    pairs = [(entry, then[key(entry)]) for entry in result.entries if key(entry) in then]
+    if not pairs:
+        raise InputError(f"{where}: has no model in common with this run; it has {_names(baseline)}")
+    return pairs
+
+
+def _names(result: Result) -> str:
+    return ", ".join(entry.name for entry in result.entries)
