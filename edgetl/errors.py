@@ -129,6 +129,7 @@ _EXTRAS = {
     "onnxruntime": "cpu",
     **dict.fromkeys(("tensorrt", "cuda"), "tensorrt"),
     "tensorrt_rtx": "rtx",
+    "paramiko": "remote",
 }
 
 

@@ -18,7 +18,9 @@ __all__ = [
     "baseline_checks",
     "drop_check",
     "fp32_checks",
+    "junit",
     "latency_check",
+    "markdown",
     "recall_checks",
 ]
 
@@ -112,43 +114,62 @@ class Verdict:
         checks = [{**asdict(check), "state": check.state} for check in self.checks]
         return {"ok": self.ok, "against": self.against, "checks": checks, "notes": list(self.notes)}
 
-    def junit(self) -> str:
-        """Returns JUnit XML; a check that is undecided counts as a failure."""
-        counts = {"tests": len(self.checks), "failures": sum(not c.ok for c in self.checks), "errors": 0, "skipped": 0}
-        suite = ET.Element("testsuite", {"name": "edgetl bench", **{name: str(n) for name, n in counts.items()}})
-        for check in self.checks:
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
+        """Reads the JSON form."""
+        checks = [Check(**{key: value for key, value in check.items() if key != "state"}) for check in data["checks"]]
+        return cls(checks, data["against"], data["notes"])
+
+
+Judged = Sequence[tuple[Result, Verdict]]
+
+
+def junit(judged: Judged) -> str:
+    """Returns JUnit XML, one suite for each device; a check that is undecided counts as a failure."""
+    root = ET.Element("testsuites")
+    for result, verdict in judged:
+        failures = sum(not check.ok for check in verdict.checks)
+        counts = {"tests": len(verdict.checks), "failures": failures, "errors": 0, "skipped": 0}
+        name = "edgetl bench" if result.device == "local" else f"edgetl bench on {result.device}"
+        suite = ET.SubElement(root, "testsuite", {"name": _xml(name), **{key: str(n) for key, n in counts.items()}})
+        for check in verdict.checks:
             case = ET.SubElement(suite, "testcase", classname=_xml(check.model), name=_xml(check.what))
             if check.ok:
                 ET.SubElement(case, "system-out").text = _xml(check.text)
             else:
                 ET.SubElement(case, "failure", message=_xml(check.text), type=check.state).text = _xml(check.text)
-        root = ET.Element("testsuites")
-        root.append(suite)
-        ET.indent(root)
-        return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
-    def markdown(self, result: Result) -> str:
-        """Returns the page for a job's summary."""
-        mark = {"holds": "✅ holds", "fails": "❌ **fails**", "undecided": "⚠️ **undecided**"}
-        rows = [
-            f"| {_cell(c.model)} | {_cell(c.what)} | {_cell(c.text)} | {_share(c.limit)} | {mark[c.state]} |"
-            for c in self.checks
-        ]
-        host = result.host
-        gpu = f", {', '.join(host['gpus'])}" if host.get("gpus") else ""
-        lines = [
-            f"## edgetl bench: {'passed' if self.ok else 'failed'}",
-            "",
-            *([f"Against {_cell(self.against)}.", ""] if self.against else []),
-            "| model | check | measured | limit | |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-            *(f"- {_cell(note)}" for note in (*self.notes, *result.conditions.invalid, *result.conditions.warnings)),
-            "",
-            f"Measured on {_cell(host['board'] or host['cpu'])}, {host['cores']} cores{_cell(gpu)}; {result.created}.",
-        ]
-        return "\n".join(lines) + "\n"
+
+_MARKS = {"holds": "✅ holds", "fails": "❌ **fails**", "undecided": "⚠️ **undecided**"}
+
+
+def markdown(judged: Judged) -> str:
+    """Returns the page for a job's summary."""
+    return "\n".join(_page(result, verdict) for result, verdict in judged)
+
+
+def _page(result: Result, verdict: Verdict) -> str:
+    host = result.host
+    gpu = f", {', '.join(host['gpus'])}" if host.get("gpus") else ""
+    where = "" if result.device == "local" else f" on {_cell(result.device)}"
+    lines = [
+        f"## edgetl bench{where}: {'passed' if verdict.ok else 'failed'}",
+        "",
+        *([f"Against {_cell(verdict.against)}.", ""] if verdict.against else []),
+        "| model | check | measured | limit | |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {_cell(c.model)} | {_cell(c.what)} | {_cell(c.text)} | {_share(c.limit)} | {_MARKS[c.state]} |"
+            for c in verdict.checks
+        ),
+        "",
+        *(f"- {_cell(note)}" for note in (*verdict.notes, *result.conditions.invalid, *result.conditions.warnings)),
+        "",
+        f"Measured on {_cell(host['board'] or host['cpu'])}, {host['cores']} cores{_cell(gpu)}; {result.created}.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _share(value: float | None) -> str:
@@ -186,7 +207,7 @@ def latency_check(model: str, found: Comparison, floor: float, limit: float) -> 
         ok = None
     else:
         ok = True
-    text = f"latency: {found.text}"
+    text = found.text
     if ok is None:
         text += (
             f"; noise reaches {floor:.1%} here: give more --processes or --seconds, a quieter machine, or a larger "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from edgetl.cli.options import COUNTS, PATH, RATE, RECALL, emit_json, json_optio
 
 if TYPE_CHECKING:
     from edgetl.bench import BenchConfig, Contender, Limits, Result, Verdict
+    from edgetl.bench.boards import Board
     from edgetl.bundle import Bundle
     from edgetl.cli.display import Display
     from edgetl.dataset import Dataset
@@ -55,6 +57,12 @@ __all__ = ["bench"]
     help="Exit 1 if top-1 falls by more, for example 0.5pt; without --against or --baseline: below FP32's.",
 )  # fmt: skip
 @click.option("--min-recall", type=RECALL, multiple=True, help="Exit 1 if a class is found less often; repeatable.")
+@click.option(
+    "--device", "devices", multiple=True, default=("local",), show_default=True,
+    help="Where to measure: local, ssh://user@host[:port] or a board of boards.yaml; repeatable.",
+)  # fmt: skip
+@click.option("--boards", type=PATH, help="File that names boards.  [default: boards.yaml, if there is one]")
+@click.option("--wheelhouse", type=PATH, help="Wheels that fit the boards.  [default: downloaded here, and kept]")
 @click.option("--junit", type=PATH, help="Write the gate's checks as JUnit XML.")
 @click.option("--markdown", type=PATH, help="Append the gate's checks as Markdown, for $GITHUB_STEP_SUMMARY.")
 @json_option
@@ -77,6 +85,9 @@ def bench(
     max_regression: float | None,
     max_drop: float | None,
     min_recall: Sequence[tuple[str, float]],
+    devices: Sequence[str],
+    boards: Path | None,
+    wheelhouse: Path | None,
     junit: Path | None,
     markdown: Path | None,
     json_out: str | None,
@@ -89,26 +100,134 @@ def bench(
     With a limit it is a gate: exit code 0 where every check holds, 1 where one does not.
     """
     from edgetl.bench import BenchConfig, Limits, read_result
+    from edgetl.bench.boards import boards_named
     from edgetl.cli.display import Display
     from edgetl.cli.results import show_results, show_verdict
-    from edgetl.errors import GateError
+    from edgetl.errors import EngineError, GateError
 
     config = BenchConfig(tuple(variants), tuple(engines), processes, seconds, threads, fps, batches, energy)
     limits = Limits(max_regression, max_drop, dict(min_recall))
+    reports = _Reports(junit, markdown)
     gate = _Gate(limits, against, None if baseline is None else str(baseline))
-    gate.check(bundles, [name for name, path in (("--junit", junit), ("--markdown", markdown)) if path is not None])
-    earlier = None if baseline is None else read_result(baseline)
-    with Display(json_to_stdout=json_out == "-") as display:
+    gate.check(bundles, reports)
+    where = boards_named(devices, boards)
+    gate = replace(gate, earlier=None if baseline is None else read_result(baseline))
+    with Display(json_to_stdout=json_out == "-") as display, ExitStack() as stack:
         judge = _Judge(display, split, val_fraction, allow_leakage)
-        result, verdict = gate.run(judge.contenders(bundles, data), config, judge, data, earlier, display)
-    show_results(display, result)
-    if verdict is not None:
-        show_verdict(display, verdict)
-    emit_json(json_out, result.to_dict() | ({} if verdict is None else {"gate": verdict.to_dict()}))
-    if verdict is not None:
-        _write_verdict(verdict, result, junit, markdown)
-        if not verdict.ok:
-            raise GateError(verdict.text)
+        contenders = judge.contenders(bundles, data)
+        reference = None
+        if against is not None:
+            from edgetl.bench.revision import bundle_at
+
+            name, path = stack.enter_context(bundle_at(against))
+            reference = judge.contender(name, path, data)
+        measured, lost = _on_devices(display, where, _Task(contenders, reference, config, wheelhouse), gate)
+    for result, verdict in measured:
+        show_results(display, result)
+        if verdict is not None:
+            show_verdict(display, verdict)
+    found = [result.to_dict() | ({} if v is None else {"gate": v.to_dict()}) for result, v in measured]
+    emit_json(json_out, found[0] if len(where) == 1 and found else found)
+    judged = [(result, verdict) for result, verdict in measured if verdict is not None]
+    reports.write(judged)
+    if lost:
+        raise EngineError(f"{len(lost)} of {len(where)} devices gave no result: {'; '.join(lost)}")
+    bad = [verdict for _, verdict in judged if not verdict.ok]
+    if bad:
+        raise GateError(bad[0].text)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is measured on every device."""
+
+    contenders: Sequence[Contender]
+    reference: Contender | None
+    config: BenchConfig
+    wheelhouse: Path | None
+
+
+def _on_devices(
+    display: Display, where: Sequence[Board | None], task: _Task, gate: _Gate
+) -> tuple[list[tuple[Result, Verdict | None]], list[str]]:
+    """Returns what each device gave, in order, and what went wrong; boards run at once, this machine after them."""
+    from edgetl.bench import Result, Verdict
+
+    found: dict[int, tuple[Result, Verdict | None]] = {}
+    lost = []
+    numbers = [number for number, board in enumerate(where) if board is not None]
+    if numbers:
+        from edgetl.bench.remote import Job, bench_on_boards
+
+        job = Job(task.contenders, _options(task, gate.limits), task.reference, task.wheelhouse)
+        boards = [board for board in where if board is not None]
+        say = _saying(display)
+        for number, outcome in zip(numbers, bench_on_boards(boards, job, say=say), strict=True):
+            if outcome.result is None:
+                lost.append(f"{outcome.board.name}: {outcome.problem}")
+                continue
+            result = Result.from_dict(outcome.result)
+            told = outcome.result.get("gate")
+            found[number] = result, gate.judge(result) if told is None else Verdict.from_dict(told)
+    for number, board in enumerate(where):
+        if board is None:
+            found[number] = _here(display, task, gate)
+    return [found[number] for number in sorted(found)], lost
+
+
+def _saying(display: Display) -> Callable[[str, str], None]:
+    return lambda board, line: display.note(f"{board}: {line}")
+
+
+def _here(display: Display, task: _Task, gate: _Gate) -> tuple[Result, Verdict | None]:
+    from edgetl.bench import bench, bench_against
+
+    if task.reference is not None:
+        return bench_against(task.contenders[0], task.reference, task.config, gate.limits, on_progress=display.progress)
+    result = bench(task.contenders, task.config, on_progress=display.progress)
+    return result, gate.judge(result)
+
+
+def _options(task: _Task, limits: Limits) -> list[str]:
+    """Returns the options for the same measurement on a board; a gate against a reference is judged there."""
+    config = task.config
+    options = ["--processes", str(config.processes), "--seconds", str(config.seconds), "--threads", str(config.threads)]
+    for name in config.variants:
+        options += ["--variant", name]
+    for name in config.engines:
+        options += ["--engine", name]
+    if config.fps is not None:
+        options += ["--fps", str(config.fps)]
+    if config.batches:
+        options += ["--batch", ",".join(map(str, config.batches))]
+    if config.energy:
+        options.append("--energy")
+    if task.reference is None:
+        return options
+    for name, limit in (("--max-regression", limits.max_regression), ("--max-drop", limits.max_drop)):
+        options += [] if limit is None else [name, f"{limit * 100!r}%"]
+    for label, recall in limits.min_recall.items():
+        options += ["--min-recall", f"{label}={recall * 100!r}%"]
+    return options
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """Files that a gate writes."""
+
+    junit: Path | None
+    markdown: Path | None
+
+    def write(self, judged: Sequence[tuple[Result, Verdict]]) -> None:
+        """Writes them."""
+        from edgetl.artifacts import write_text
+        from edgetl.bench.gate import junit, markdown
+
+        if self.junit is not None:
+            write_text(self.junit, junit(judged))
+        if self.markdown is not None:  # a job's summary is a file that several steps add to
+            before = self.markdown.read_text(encoding="utf-8") if self.markdown.is_file() else ""
+            write_text(self.markdown, before + markdown(judged))
 
 
 @dataclass(frozen=True)
@@ -118,8 +237,9 @@ class _Gate:
     limits: Limits
     against: str | None
     baseline: str | None
+    earlier: Result | None = None
 
-    def check(self, bundles: Sequence[str], outputs: Sequence[str]) -> None:
+    def check(self, bundles: Sequence[str], reports: _Reports) -> None:
         """Refuses options that contradict each other, before anything is measured."""
         from edgetl.errors import InputError
 
@@ -131,45 +251,23 @@ class _Gate:
             raise InputError("--max-regression needs something to compare with: --against BUNDLE or --baseline FILE")
         if self.baseline is not None and self.limits.max_regression is None and self.limits.max_drop is None:
             raise InputError("--baseline needs a limit: --max-regression 5% or --max-drop 0.5pt")
-        if outputs and self.limits.empty and self.against is None:
-            raise InputError(f"{outputs[0]} reports a gate's checks: give a limit, --max-drop 0.5pt for example")
+        if reports != _Reports(None, None) and self.limits.empty:
+            raise InputError(
+                "--junit and --markdown report a gate's checks: give a limit, --max-drop 0.5pt for example"
+            )
 
-    def run(
-        self,
-        contenders: Sequence[Contender],
-        config: BenchConfig,
-        judge: _Judge,
-        data: str | None,
-        earlier: Result | None,
-        display: Display,
-    ) -> tuple[Result, Verdict | None]:
-        """Measures, and judges where there is something to judge."""
-        from edgetl.bench import Verdict, baseline_checks, bench, bench_against, fp32_checks, recall_checks
-        from edgetl.bench.revision import bundle_at
+    def judge(self, result: Result) -> Verdict | None:
+        """Judges a result that was not measured against a reference; None where there is nothing to judge."""
+        from edgetl.bench import Verdict, baseline_checks, fp32_checks, recall_checks
 
-        if self.against is not None:
-            with bundle_at(self.against) as (name, path):
-                reference = judge.contender(name, path, data)
-                return bench_against(contenders[0], reference, config, self.limits, on_progress=display.progress)
-        result = bench(contenders, config, on_progress=display.progress)
         if self.limits.empty:
-            return result, None
+            return None
         checks = [check for entry in result.entries for check in recall_checks(entry, self.limits.min_recall)]
-        if earlier is not None and self.baseline is not None:
-            checks = [*baseline_checks(result, earlier, self.limits, self.baseline), *checks]
+        if self.earlier is not None and self.baseline is not None:
+            checks = [*baseline_checks(result, self.earlier, self.limits, self.baseline), *checks]
         elif self.limits.max_drop is not None:
             checks = [*fp32_checks(result, self.limits.max_drop), *checks]
-        return result, Verdict(checks, self.baseline or "")
-
-
-def _write_verdict(verdict: Verdict, result: Result, junit: Path | None, markdown: Path | None) -> None:
-    from edgetl.artifacts import write_text
-
-    if junit is not None:
-        write_text(junit, verdict.junit())
-    if markdown is not None:  # a job's summary is a file that several steps add to
-        before = markdown.read_text(encoding="utf-8") if markdown.is_file() else ""
-        write_text(markdown, before + verdict.markdown(result))
+        return Verdict(checks, self.baseline or "")
 
 
 def _bundle_and_data(text: str, data: str | None) -> tuple[str, str | None]:

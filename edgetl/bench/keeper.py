@@ -1,0 +1,110 @@
+"""What runs on a board while it is measured. Sent over the connection, standard library alone, Python 3.6 or newer.
+
+It makes a folder, tells about the machine, waits for a job, runs it, and removes the folder whatever happens: when the
+job is done, when the connection breaks (its standard input ends), when it is told to end. Lines on standard output
+are JSON objects.
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from typing import Any
+
+HEARTBEAT_S = 5
+
+
+class Keeper:
+    """Owns the folder and the job's processes."""
+
+    def __init__(self, parent: Any) -> None:
+        self.folder = tempfile.mkdtemp(prefix="edgetl-", dir=parent or None)
+        self.child: Any = None
+        self.lock = threading.Lock()
+        self.ended = threading.Event()
+
+    def end(self, *_: Any) -> None:
+        """Stops the job with all its children, and removes the folder."""
+        self.ended.set()
+        if self.child is not None and self.child.poll() is None:
+            try:
+                os.killpg(self.child.pid, signal.SIGKILL)
+            except OSError:
+                pass
+            self.child.wait()
+        for _attempt in range(3):  # a dying process may still write
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not os.path.exists(self.folder):  # noqa: PTH110
+                break
+        os._exit(0)
+
+    def say(self, **what: Any) -> None:
+        """Writes one line; nobody to hear it is the end."""
+        try:
+            with self.lock:
+                sys.stdout.write(json.dumps(what) + "\n")
+                sys.stdout.flush()
+        except OSError:
+            self.end()
+
+    def beat(self) -> None:
+        """Shows that this side is alive."""
+        while not self.ended.wait(HEARTBEAT_S):
+            self.say(alive=True)
+
+    def run(self, job: Any) -> None:
+        """Unpacks wheels and runs a command, whose standard error goes home line by line."""
+        site = os.path.join(self.folder, "site")  # noqa: PTH118
+        for wheel in job["wheels"]:
+            with zipfile.ZipFile(os.path.join(self.folder, wheel)) as archive:  # noqa: PTH118
+                archive.extractall(site)
+        environment = dict(os.environ, PYTHONPATH=site, PYTHONDONTWRITEBYTECODE="1", PYTHONIOENCODING="utf-8")
+        for name in ("EDGETL_CACHE", "XDG_CACHE_HOME", "TMPDIR"):
+            environment[name] = self.folder
+        self.child = subprocess.Popen(
+            [sys.executable] + job["arguments"],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        for line in self.child.stderr:
+            self.say(line=line.decode("utf-8", "replace").rstrip())
+        self.say(exit=self.child.wait())
+
+    def listen(self) -> None:
+        """Takes one job, and ends where standard input ends."""
+        for line in sys.stdin:
+            threading.Thread(target=self.run, args=(json.loads(line),), daemon=True).start()
+        self.end()
+
+    def facts(self) -> Any:
+        """Returns what a wheelhouse depends on."""
+        modules = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda")
+        return {
+            "folder": self.folder,
+            "python": list(sys.version_info[:3]),
+            "machine": platform.machine(),
+            "libc": list(platform.libc_ver()),
+            "free_bytes": shutil.disk_usage(self.folder).free,
+            "has": [name for name in modules if importlib.util.find_spec(name) is not None],
+        }
+
+
+def main(parent: Any) -> None:
+    """Runs until the connection ends."""
+    keeper = Keeper(parent)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, keeper.end)
+    threading.Thread(target=keeper.beat, daemon=True).start()
+    keeper.say(**keeper.facts())
+    keeper.listen()
