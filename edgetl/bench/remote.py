@@ -176,7 +176,7 @@ def _pack(job: Job, facts: Mapping[str, Any]) -> _Luggage:
         there, _, table = reference.partition("=")
         against = ["--against", there, *(["--data", table] if table else [])]
     luggage.command = [
-        "-m", "edgetl.cli.main", "bench", *arguments, *data, *against, *job.options, "--json", _RESULT,
+        "-m", "edgetl.cli.main", "bench", *arguments, *data, *against, *job.options, "--quiet", "--json", _RESULT,
     ]  # fmt: skip
     return luggage
 

@@ -63,8 +63,10 @@ __all__ = ["bench"]
 )  # fmt: skip
 @click.option("--boards", type=PATH, help="File that names boards.  [default: boards.yaml, if there is one]")
 @click.option("--wheelhouse", type=PATH, help="Wheels that fit the boards.  [default: downloaded here, and kept]")
+@click.option("--history", type=PATH, help="Append the result to this file; edgetl history draws it.")
 @click.option("--junit", type=PATH, help="Write the gate's checks as JUnit XML.")
 @click.option("--markdown", type=PATH, help="Append the gate's checks as Markdown, for $GITHUB_STEP_SUMMARY.")
+@click.option("--quiet", is_flag=True, help="Say how it goes, and leave the result to --json and the other files.")
 @json_option
 def bench(
     bundles: Sequence[str],
@@ -88,8 +90,10 @@ def bench(
     devices: Sequence[str],
     boards: Path | None,
     wheelhouse: Path | None,
+    history: Path | None,
     junit: Path | None,
     markdown: Path | None,
+    quiet: bool,
     json_out: str | None,
 ) -> None:
     """Compare every variant of the BUNDLEs on this machine.
@@ -101,6 +105,7 @@ def bench(
     """
     from edgetl.bench import BenchConfig, Limits, read_result
     from edgetl.bench.boards import boards_named
+    from edgetl.bench.history import append_history
     from edgetl.cli.display import Display
     from edgetl.cli.results import show_results, show_verdict
     from edgetl.errors import EngineError, GateError
@@ -122,7 +127,7 @@ def bench(
             name, path = stack.enter_context(bundle_at(against))
             reference = judge.contender(name, path, data)
         measured, lost = _on_devices(display, where, _Task(contenders, reference, config, wheelhouse), gate)
-    for result, verdict in measured:
+    for result, verdict in () if quiet else measured:
         show_results(display, result)
         if verdict is not None:
             show_verdict(display, verdict)
@@ -130,6 +135,9 @@ def bench(
     emit_json(json_out, found[0] if len(where) == 1 and found else found)
     judged = [(result, verdict) for result, verdict in measured if verdict is not None]
     reports.write(judged)
+    if history is not None:
+        for result, _ in measured:
+            append_history(history, result)
     if lost:
         raise EngineError(f"{len(lost)} of {len(where)} devices gave no result: {'; '.join(lost)}")
     bad = [verdict for _, verdict in judged if not verdict.ok]

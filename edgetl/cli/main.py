@@ -14,6 +14,7 @@ from edgetl.cli.demo import demo
 from edgetl.cli.doctor import doctor
 from edgetl.cli.export import export
 from edgetl.cli.finetune import finetune
+from edgetl.cli.history import history
 from edgetl.cli.inspect import inspect
 from edgetl.cli.predict import predict
 from edgetl.errors import EdgetlError, missing_extra
@@ -32,11 +33,12 @@ def cli() -> None:
       edgetl export runs/parts --int8 --out parts.edgetl   ONNX, FP16 and INT8, with proof
       edgetl compile parts.edgetl                          TensorRT plans, the faster one is kept
       edgetl bench parts.edgetl --data photos/             accuracy and latency of each variant
+      edgetl bench parts.edgetl --against HEAD~1:parts.edgetl --max-regression 5%   a gate for CI
       edgetl predict parts.edgetl bolt.jpg                 what the device app does
     """
 
 
-for _command in (finetune, export, compile_, bench, predict, inspect, doctor, demo):
+for _command in (finetune, export, compile_, bench, history, predict, inspect, doctor, demo):
     cli.add_command(_command)
 
 
