@@ -65,6 +65,7 @@ class Decisions:
     """Live decisions on one network."""
 
     network: str
+    config: BenchConfig
     alarms: list[bool] = field(default_factory=list)
     caught: list[bool] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -85,7 +86,7 @@ class Decisions:
 
         start = time.monotonic()
         with mock.patch("edgetl.bench.against.measure_latency", keeping):
-            _, verdict = bench_against(*sides, BenchConfig(), limits, on_progress=lambda *_: None)
+            _, verdict = bench_against(*sides, self.config, limits, on_progress=lambda *_: None)
         self.seconds.append(time.monotonic() - start)
         if not self.planted_ns:
             self.processes += [
@@ -98,9 +99,9 @@ class Decisions:
         return not verdict.ok
 
 
-def live(root: Path, alarms: int, catches: int) -> Decisions:
+def live(root: Path, config: BenchConfig, alarms: int, catches: int) -> Decisions:
     """Lets the gate decide on a bundle and its copy, then with a busy loop in the first."""
-    found = Decisions(root.stem)
+    found = Decisions(root.stem, config)
     copy = root.with_name(f"{root.stem}-copy.edgetl")
     shutil.copytree(root, copy)
     found.alarms = [found.decide(root, copy) for _ in range(alarms)]
@@ -124,7 +125,7 @@ def resampled(process: Sequence[Floats], rng: np.random.Generator) -> list[Float
 
 def simulate(found: Decisions, count: int, planted: bool, rng: np.random.Generator) -> dict[str, float]:
     """Returns the share of alarms of the gate, and of fixed thresholds on means."""
-    start = 2 * BenchConfig().processes
+    start = 2 * found.config.processes
     most = max(start, int(BUDGET_S / (statistics.median(found.seconds) / start)) // 2 * 2)
     alarms = {"gate": 0, "means in turn": 0, "means of two runs": 0}
     for _ in range(count):
@@ -190,6 +191,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     alarms, catches, simulated = (1, 1, 20) if quick else (ALARMS, CATCHES, SIMULATED)
+    config = BenchConfig(processes=1, seconds=0.3) if quick else BenchConfig()
     facts, rng, rows, agreements = fingerprint(), np.random.default_rng(0), [], []
     lives = []
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +199,7 @@ def main() -> None:
             root = bundle_of(name, Path(folder))
             agreements.append(agreement(root, 50 if quick else 300))
             print(f"{name}: p50 / bare loop {agreements[-1]:.4f}", flush=True)
-            lives.append(live(root, alarms, catches))
+            lives.append(live(root, config, alarms, catches))
     shares = {"alarms": {}, "caught": {}}
     for found in lives:
         part = simulated // len(lives) + 1

@@ -15,9 +15,14 @@ needs_kit = pytest.mark.skipif(
 
 
 @pytest.mark.slow
-@pytest.mark.kit
-@needs_kit
-@pytest.mark.parametrize("script", ["transfer.py", "ptq.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param("transfer.py", marks=[pytest.mark.kit, needs_kit]),
+        pytest.param("ptq.py", marks=[pytest.mark.kit, needs_kit]),
+        "gate.py",
+    ],
+)
 def test_the_script_runs_and_writes_checks(script, tmp_path):
     out = tmp_path / "r.json"
     command = [sys.executable, str(BENCHMARKS / script), "--quick", "--json", str(out)]

@@ -19,7 +19,7 @@ from typing import Any
 from edgetl import host
 from edgetl.jetson import jetson, l4t_release
 
-__all__ = ["Conditions", "State", "fingerprint", "judge", "snapshot"]
+__all__ = ["Conditions", "State", "fingerprint", "instabilities", "judge", "snapshot"]
 
 _STOLEN = 0.05  # of the time, by a hypervisor
 _STARVED = 0.05  # of the time that one thread should have had

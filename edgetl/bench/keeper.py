@@ -18,7 +18,9 @@ import threading
 import zipfile
 from typing import Any
 
-HEARTBEAT_S = 5
+__all__ = ["Keeper", "main"]
+
+_HEARTBEAT_S = 5
 
 
 class Keeper:
@@ -56,10 +58,18 @@ class Keeper:
 
     def beat(self) -> None:
         """Shows that this side is alive."""
-        while not self.ended.wait(HEARTBEAT_S):
+        while not self.ended.wait(_HEARTBEAT_S):
             self.say(alive=True)
 
     def run(self, job: Any) -> None:
+        """Does the job; whatever goes wrong is told, or home would wait for ever."""
+        try:
+            self.say(exit=self.work(job))
+        except Exception as error:
+            self.say(line="edgetl: the board: {}".format(error))
+            self.say(exit=2)
+
+    def work(self, job: Any) -> int:
         """Unpacks wheels and runs a command, whose standard error goes home line by line."""
         site = os.path.join(self.folder, "site")  # noqa: PTH118
         for wheel in job["wheels"]:
@@ -79,7 +89,7 @@ class Keeper:
         )
         for line in self.child.stderr:
             self.say(line=line.decode("utf-8", "replace").rstrip())
-        self.say(exit=self.child.wait())
+        return int(self.child.wait())
 
     def listen(self) -> None:
         """Takes one job, and ends where standard input ends."""

@@ -155,21 +155,29 @@ def working(meter, seconds, count):
     return work
 
 
+def with_a_core_to_spare(make, *, busy_s, idle_s, count=1):
+    """Measures until this machine did not keep the meter waiting: with a busy one, the product says just that."""
+    for _ in range(6):
+        meter = make()
+        result = measure_energy(meter, working(meter, busy_s, count), idle_s=idle_s)
+        if "was not asked for" not in (result.problem or ""):
+            break
+    return result
+
+
 def test_idle_power_is_subtracted():
-    meter = Steady()
-    result = measure_energy(meter, working(meter, 0.6, 100), idle_s=0.3)
+    result = with_a_core_to_spare(Steady, busy_s=1.2, idle_s=0.9, count=100)
     assert result.idle_watts == pytest.approx(5, rel=0.02)
-    assert result.joules == pytest.approx(25 * 0.6, rel=0.05)
-    assert result.joules_each == pytest.approx((25 - 5) * 0.6 / 100, rel=0.05)
+    assert result.joules == pytest.approx(25 * result.seconds, rel=0.05)
+    assert result.joules_each == pytest.approx((25 - 5) * result.seconds / 100, rel=0.05)
     assert result.problem is None
     assert result.samples > 20
     assert result.to_dict()["joules_each"] == result.joules_each
 
 
 def test_too_few_samples_are_told():
-    meter = Steady()
-    assert "run longer" in measure_energy(meter, working(meter, 0.05, 1), idle_s=0.3).problem
-    assert "idle power: the meter was asked" in measure_energy(meter, working(meter, 0.4, 1), idle_s=0.05).problem
+    assert "run longer" in with_a_core_to_spare(Steady, busy_s=0.05, idle_s=0.3).problem
+    assert "idle power: the meter was asked" in with_a_core_to_spare(Steady, busy_s=0.9, idle_s=0.05).problem
 
 
 @pytest.mark.parametrize(("while_busy", "phase"), [(True, ""), (False, "idle power: ")])
@@ -180,8 +188,7 @@ def test_a_meter_that_falls_silent_is_told(while_busy, phase):
                 raise EngineError("a power rail does not answer (Input/output error)")
             return super().joules()
 
-    meter = Silent()
-    problem = measure_energy(meter, working(meter, 0.4, 1), idle_s=0.4).problem
+    problem = with_a_core_to_spare(Silent, busy_s=0.4, idle_s=0.4).problem
     assert problem == f"{phase}the meter stopped answering: a power rail does not answer (Input/output error)"
 
 
@@ -190,9 +197,9 @@ def test_a_meter_that_was_kept_waiting_is_told():
         def joules(self):
             if self.busy and not self.delayed and threading.current_thread().name == "edgetl energy":
                 self.delayed = True
-                time.sleep(0.4)
+                time.sleep(0.8)
             return super().joules()
 
     meter = Slow()
     meter.delayed = False
-    assert "was not asked for 0.4" in measure_energy(meter, working(meter, 0.8, 1), idle_s=0.05).problem
+    assert "was not asked for 0." in measure_energy(meter, working(meter, 1.6, 1), idle_s=0.05).problem

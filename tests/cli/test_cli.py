@@ -24,7 +24,7 @@ def call(capsys, *arguments):
 def test_help_of_every_command_names_its_options(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    for name in ("finetune", "export", "bench", "predict", "inspect", "doctor", "demo"):
+    for name in ("finetune", "export", "bench", "history", "predict", "inspect", "doctor", "demo"):
         assert name in out
         code, text, _ = call(capsys, name, "--help")
         assert code == 0
@@ -70,7 +70,7 @@ def test_defaults_of_the_options_are_those_of_the_settings():
             if field.name in defaults:
                 assert defaults[field.name] == getattr(config, field.name), (name, field.name)
                 compared += 1
-    assert compared == len(dataclasses.fields(FinetuneConfig)) + 4 + 6 + 5
+    assert compared == len(dataclasses.fields(FinetuneConfig)) + 4 + 6 + 8
 
 
 @pytest.fixture
@@ -195,6 +195,24 @@ def test_doctor_tells_what_is_here_and_how_to_add_the_rest(capsys):
         (["bench", "BUNDLE", "--variant", "int4"], 'has no variant "int4"; it has fp32'),
         (["bench", "BUNDLE", "--engine", "gpu"], 'engine "gpu" is unknown'),
         (["bench", "BUNDLE", "--processes", "0"], "--processes must be 1 to 100"),
+        (["bench", "BUNDLE", "--fps", "0"], "--fps must be 0.1 to 1000 pictures a second"),
+        (["bench", "BUNDLE", "--batch", "1,x"], '"1,x" must be numbers with commas between'),
+        (["bench", "BUNDLE", "--batch", "0"], "--batch takes sizes of 1 to 4096"),
+        (["bench", "BUNDLE", "--engine", "tensorrt"], "none of the variants asked for runs here: fp32"),
+        (["bench", "BUNDLE", "--max-regression", "5%"], "--max-regression needs something to compare with"),
+        (["bench", "BUNDLE", "--max-regression", "5"], '"5" needs a number and a unit'),
+        (["bench", "BUNDLE", "--max-regression", "0%", "--against", "BUNDLE"], "--max-regression must be above 0 %"),
+        (["bench", "BUNDLE", "--baseline", "NOWHERE", "--max-drop", "1pt"], "NOWHERE: cannot be read"),
+        (["bench", "BUNDLE", "--baseline", "TEXT", "--max-drop", "1pt"], "TEXT: is not JSON"),
+        (["bench", "BUNDLE", "--baseline", "TEXT"], "--baseline needs a limit"),
+        (["bench", "BUNDLE", "--baseline", "TEXT", "--against", "BUNDLE"], "are two references: give one"),
+        (["bench", "BUNDLE", "BUNDLE", "--against", "BUNDLE"], "--against compares one BUNDLE with its reference"),
+        (["bench", "BUNDLE", "--against", "NOWHERE"], "NOWHERE: no such bundle"),
+        (["bench", "BUNDLE", "--against", "HEAD:NOWHERE"], "neither a bundle here nor a git repository around"),
+        (["bench", "BUNDLE", "--junit", "j.xml"], "give a limit"),
+        (["bench", "BUNDLE", "--min-recall", "95%"], "must be a class and a rate, like scratch=95%"),
+        (["bench", "BUNDLE", "--device", "orin"], "there is no boards.yaml here"),
+        (["history", "NOWHERE"], "NOWHERE: cannot be read"),
         (["bench", "BUNDLE=NOWHERE"], "NOWHERE: no such folder or table"),
         (["predict", "NOWHERE", "a.png"], "NOWHERE: no such bundle"),
         (["predict", "BUNDLE", "a.png"], "a.png: no such file"),
@@ -274,8 +292,11 @@ def test_finetune_export_bench_by_command(capsys, new_digits_folder, source_run,
     )  # fmt: skip
     assert code == 0, err
     result = json.loads(out)
-    assert result["format_version"] == 1
+    assert result["format_version"] == 2
     assert result["host"]["cores"] >= 1
+    assert set(result["conditions"]) == {"valid", "invalid", "warnings"}
+    assert set(result["results"][0]["stages_ms"]) == {"decode", "preprocess", "infer", "postprocess"}
+    assert "vs" in out or result["results"][1]["comparison"]["text"]
     assert [(r["variant"], r["engine"]) for r in result["results"]] == [("fp32", "cpu"), ("int8-x86", "cpu")] * 2
     first = result["results"][0]
     assert set(first["accuracy"]) == {"top1", "macro_f1", "flip_rate"}
