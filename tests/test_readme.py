@@ -77,3 +77,39 @@ def test_the_table_of_real_pictures_is_the_committed_result():
     table = README.split("<!-- transfer -->")[1].split("<!-- /transfer -->")[0]
     for check in result["checks"]:
         assert check["name"] in table
+
+
+def commands_of(text):
+    """Every edgetl bench of a page, as a shell would split it."""
+    joined = re.sub(r"\n\s+(?=(--|edgetl))", " ", text)
+    return [shlex.split(line.strip(), comments=True) for line in re.findall(r"edgetl bench [^\n]*", joined)]
+
+
+def test_the_jobs_for_ci_are_yaml_and_their_options_exist():
+    import yaml
+
+    from edgetl.cli.main import cli
+
+    page = (ROOT / "docs" / "ci.md").read_text()
+    jobs = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)]
+    assert len(jobs) == 4
+    steps = jobs[0]["jobs"]["gate"]["steps"]
+    assert steps[0]["with"]["fetch-depth"] == 0
+    lines = [step["run"] for step in steps if "edgetl bench" in step.get("run", "")]
+    lines += [line for job in jobs[1:3] for line in next(iter(job.values()))["script"] if "edgetl bench" in line]
+    assert len(lines) == 3
+    for line in lines:
+        parsed = cli.commands["bench"].make_context("bench", shlex.split(line)[2:]).params
+        assert parsed["bundles"] == ("models/parts.edgetl",)
+        assert parsed["against"].endswith(":models/parts.edgetl")
+        assert parsed["max_regression"] in (0.03, 0.05)
+
+
+def test_the_lines_on_measuring_are_understood():
+    from edgetl.cli.main import cli
+
+    lines = commands_of(README.split("## Measuring")[1].split("\n## ")[0])
+    assert len(lines) >= 5
+    for line in lines:
+        arguments = line[2 : line.index("&&")] if "&&" in line else line[2:]
+        assert cli.commands["bench"].make_context("bench", arguments).params["bundles"]

@@ -230,12 +230,16 @@ class _Reports:
         """Writes them."""
         from edgetl.artifacts import write_text
         from edgetl.bench.gate import junit, markdown
+        from edgetl.errors import InputError
 
         if self.junit is not None:
             write_text(self.junit, junit(judged))
         if self.markdown is not None:  # a job's summary is a file that several steps add to
-            before = self.markdown.read_text(encoding="utf-8") if self.markdown.is_file() else ""
-            write_text(self.markdown, before + markdown(judged))
+            try:
+                with self.markdown.open("a", encoding="utf-8") as file:
+                    file.write(markdown(judged))
+            except OSError as error:
+                raise InputError(f"{self.markdown}: cannot be written ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
