@@ -119,7 +119,11 @@ def compare_runs(ours: Samples, theirs: Samples) -> Comparison:
     variance = max(sum(parts), 1e-18)
     freedom = variance**2 / sum(max(v, 1e-18) ** 2 / (len(s) - 1) for v, s in zip(parts, sides, strict=True))
     mean, half = sides[0].mean() - sides[1].mean(), _t(int(freedom)) * math.sqrt(variance)
-    p, processes = rank_sum_p(*sides), min(map(len, sides))
+    blocks = [
+        np.concatenate([_block_medians(np.log(np.asarray(process, np.float64))) for process in side if len(process)])
+        for side in (ours, theirs)
+    ]
+    p, processes = rank_sum_p(*blocks), min(map(len, sides))
     return Comparison(math.exp(mean), math.exp(mean - half), math.exp(mean + half), p, processes)
 
 

@@ -41,6 +41,8 @@ class State:
         mhz: Fastest core's clock.
         celsius: Hottest sensor.
         gpu_others: Other processes that compute on the GPU.
+        gpu_mhz: Clock of a desktop GPU.
+        gpu_celsius: Its temperature.
     """
 
     at: float
@@ -52,6 +54,8 @@ class State:
     mhz: float | None = None
     celsius: float | None = None
     gpu_others: int | None = None
+    gpu_mhz: int | None = None
+    gpu_celsius: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
@@ -66,8 +70,8 @@ class State:
 def snapshot(root: Path = Path("/")) -> State:
     """Looks at the machine; takes about a millisecond."""
     busy, stolen = _cpu_seconds(root)
-    gpu_count, gpu_others = _nvml()
-    counts = [*_counts(root, _THROTTLE_COUNTERS), *([] if gpu_count is None else [gpu_count])]
+    slowed, gpu = _nvml()
+    counts = [*_counts(root, _THROTTLE_COUNTERS), *slowed]
     return State(
         at=time.perf_counter(),
         own_s=time.process_time(),
@@ -77,7 +81,7 @@ def snapshot(root: Path = Path("/")) -> State:
         throttling=_throttling(root),
         mhz=max((khz / 1e3 for khz in _counts(root, _CLOCKS)), default=None),
         celsius=max((max(0.0, milli / 1e3) for milli in _counts(root, _SENSORS)), default=None),  # one that is off: <0
-        gpu_others=gpu_others,
+        **gpu,
     )  # fmt: skip
 
 
@@ -120,25 +124,26 @@ def _throttling(root: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _nvml() -> tuple[int | None, int | None]:
-    """Returns how long (ns) heat and power have slowed the GPU, and how many others compute on it."""
+def _nvml() -> tuple[list[int], dict[str, int]]:
+    """Returns how long (ns) heat and power have slowed a desktop GPU, and its part of the state; or nothing."""
     if not host.has_nvidia_device() or l4t_release() is not None:
-        return None, None
+        return [], {}
     try:
         import pynvml
     except ImportError:
-        return None, None
+        return [], {}
     try:
         pynvml.nvmlInit()
         device = pynvml.nvmlDeviceGetHandleByIndex(0)
         policies = (pynvml.NVML_PERF_POLICY_POWER, pynvml.NVML_PERF_POLICY_THERMAL)
-        slowed = sum(pynvml.nvmlDeviceGetViolationStatus(device, policy).violationTime for policy in policies)
-        others = [
-            p for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid not in (os.getpid(), os.getppid())
-        ]
-        return int(slowed), len(others)
+        slowed = [int(pynvml.nvmlDeviceGetViolationStatus(device, policy).violationTime) for policy in policies]
+        own = (os.getpid(), os.getppid())
+        others = [p for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid not in own]
+        clock = pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM)
+        heat = pynvml.nvmlDeviceGetTemperature(device, pynvml.NVML_TEMPERATURE_GPU)
+        return slowed, {"gpu_others": len(others), "gpu_mhz": int(clock), "gpu_celsius": int(heat)}
     except pynvml.NVMLError:
-        return None, None
+        return [], {}
 
 
 @dataclass(frozen=True)
@@ -148,10 +153,12 @@ class Conditions:
     Attributes:
         invalid: Why its absolute figures are not to be believed; empty where they are.
         warnings: What makes them less stable, each with its remedy.
+        periods: State before and after the measuring of each process.
     """
 
     invalid: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    periods: tuple[tuple[State, State], ...] = ()
 
     @property
     def valid(self) -> bool:
@@ -160,7 +167,18 @@ class Conditions:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form."""
-        return {"valid": self.valid, "invalid": list(self.invalid), "warnings": list(self.warnings)}
+        return {
+            "valid": self.valid,
+            "invalid": list(self.invalid),
+            "warnings": list(self.warnings),
+            "periods": [[state.to_dict() for state in period] for period in self.periods],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Conditions:
+        """Reads the JSON form."""
+        periods = tuple((State.from_dict(before), State.from_dict(after)) for before, after in data["periods"])
+        return cls(tuple(data["invalid"]), tuple(data["warnings"]), periods)
 
 
 def judge(periods: Sequence[tuple[State, State]], *, cores: int, threads: int, on_cpu: bool) -> Conditions:
@@ -182,7 +200,7 @@ def judge(periods: Sequence[tuple[State, State]], *, cores: int, threads: int, o
     others = [x for before, after in periods if (x := _others(before, after)) is not None]
     if others and not invalid and max(others) > _BUSY_CORES:
         warnings.append(f"other processes kept {max(others):.1f} cores busy: close them")
-    return Conditions(tuple(invalid), tuple(warnings))
+    return Conditions(tuple(invalid), tuple(warnings), tuple(periods))
 
 
 def _others(before: State, after: State) -> float | None:

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,8 +168,12 @@ def measure_cold_start(side: Side) -> dict[str, float | None]:
     return _run({"kind": "cold"}, [side])
 
 
-def prepare(side: Side) -> dict[str, str]:
+def prepare(side: Side, *, on_line: Callable[[str], None] | None = None) -> dict[str, str]:
     """Opens a variant in a fresh process, which builds its plan if it needs one.
+
+    Args:
+        side: What to open.
+        on_line: Called with what the engine says meanwhile.
 
     Returns:
         ``engine`` that took it, ``variant``, and ``reason``.
@@ -175,10 +181,16 @@ def prepare(side: Side) -> dict[str, str]:
     Raises:
         EngineError: No engine takes it.
     """
-    return _run({"kind": "prepare", "threads": 0}, [side], timeout=_BUILD_TIMEOUT_S)
+    return _run({"kind": "prepare", "threads": 0}, [side], timeout=_BUILD_TIMEOUT_S, on_line=on_line)
 
 
-def _run(job: dict[str, Any], sides: Sequence[Side], timeout: float = _TIMEOUT_S) -> dict[str, Any]:
+def _run(
+    job: dict[str, Any],
+    sides: Sequence[Side],
+    *,
+    timeout: float = _TIMEOUT_S,
+    on_line: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         job = {
@@ -187,23 +199,40 @@ def _run(job: dict[str, Any], sides: Sequence[Side], timeout: float = _TIMEOUT_S
             "sides": [{**asdict(side), "bundle": str(side.bundle.resolve())} for side in sides],
             "result": str(result),
         }
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        timeout += 2 * job.get("seconds", 0)
-        try:
-            done = subprocess.run(
-                [sys.executable, str(_WORKER)],
-                input=json.dumps(job),
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                env=environment,
-            )
-        except subprocess.TimeoutExpired:
-            raise EngineError(
-                f"measuring {sides[0].bundle} took more than {timeout:.0f} s; compare fewer --variant at once"
-            ) from None
-        if done.returncode != 0 or not result.exists():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise EngineError(f"measuring {sides[0].bundle} failed: {last[:300]}")
+        said = _talk(json.dumps(job), timeout + 2 * job.get("seconds", 0), sides[0].bundle, on_line)
+        if not result.exists():
+            raise EngineError(f"measuring {sides[0].bundle} failed: {(said or ['no message'])[-1][:300]}")
         measured: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return measured
+
+
+def _talk(job: str, timeout: float, bundle: Path, on_line: Callable[[str], None] | None) -> list[str]:
+    """Gives a worker its job and listens to its standard error until it ends; never leaves it behind."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, str(_WORKER)], text=True, env=environment, **pipes)
+    late = threading.Timer(timeout, process.kill)
+    late.start()
+    said = []
+    try:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with suppress(BrokenPipeError):  # it ended before it listened: what it said tells why
+            process.stdin.write(job)
+            process.stdin.close()
+        for line in filter(None, map(str.strip, process.stderr)):
+            said.append(line)
+            if on_line is not None:
+                on_line(line)
+        process.wait()
+        if not late.is_alive():
+            raise EngineError(f"measuring {bundle} took more than {timeout:.0f} s; compare fewer --variant at once")
+    finally:
+        late.cancel()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stderr):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+    return said

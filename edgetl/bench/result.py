@@ -166,12 +166,11 @@ class Result:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
         """Reads the JSON form; may raise KeyError or TypeError."""
-        found = data["conditions"]
         return cls(
             host=data["host"],
             settings=data["settings"],
             entries=tuple(Entry.from_dict(entry) for entry in data["results"]),
-            conditions=Conditions(tuple(found["invalid"]), tuple(found["warnings"])),
+            conditions=Conditions.from_dict(data["conditions"]),
             created=data["created"],
             device=data["device"],
         )

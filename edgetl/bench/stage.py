@@ -145,7 +145,8 @@ def rows_of(contenders: Sequence[Contender], config: BenchConfig, *, on_progress
     wanted = [(c, b, v, e) for c, b in opened for v in _variants(b, config) for e in config.engines]
     found: dict[tuple[int, str, str], Row] = {}
     for number, (contender, bundle, variant, engine) in enumerate(wanted):
-        row = Row(contender, bundle, variant, *_engine(contender.path, variant, engine))
+        on_progress("engines", number, len(wanted))
+        row = Row(contender, bundle, variant, *_engine(contender.path, variant, engine, on_progress))
         found.setdefault((id(contender), variant.name, row.engine), row)
         on_progress("engines", number + 1, len(wanted))
     rows = list(found.values())
@@ -160,12 +161,12 @@ def _variants(bundle: Bundle, config: BenchConfig) -> list[Variant]:
     return list(bundle.variants)
 
 
-def _engine(path: Path, variant: Variant, wanted: str) -> tuple[str, str]:
+def _engine(path: Path, variant: Variant, wanted: str, on_progress: Progress) -> tuple[str, str]:
     """Returns the engine that runs a variant, or nothing and why."""
     if wanted == "cpu" or (wanted == "auto" and not host.has_nvidia_device()):
         return ("cpu", "") if native(variant) else ("", _why_not(variant))
     try:
-        found = prepare(Side(path, variant.name, wanted))
+        found = prepare(Side(path, variant.name, wanted), on_line=lambda line: on_progress(line[:100], 0, 0))
     except EngineError as error:
         return "", str(error)
     if found["engine"] == "cpu" and not native(variant):
@@ -296,7 +297,8 @@ def _conditions(facts: dict[str, Any], timed: Timed, engines: Sequence[str], thr
         timed.periods, cores=facts["cores"], threads=threads, on_cpu=all(engine == "cpu" for engine in engines)
     )
     medians = [[latency["p50"] for p in side if (latency := latency_ms([p]))] for side in timed.samples_ns]
-    return Conditions(found.invalid, (*found.warnings, *instabilities(facts, medians, timed.steady)))
+    warnings = (*found.warnings, *instabilities(facts, medians, timed.steady))
+    return dataclasses.replace(found, warnings=warnings)
 
 
 def _accuracy(contenders: Sequence[Contender], rows: Sequence[Row], on_progress: Progress) -> list[Judged]:

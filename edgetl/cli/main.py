@@ -9,6 +9,7 @@ import click
 
 from edgetl import __version__
 from edgetl.cli.bench import bench
+from edgetl.cli.compare import compare
 from edgetl.cli.compile import compile_
 from edgetl.cli.demo import demo
 from edgetl.cli.doctor import doctor
@@ -38,7 +39,7 @@ def cli() -> None:
     """
 
 
-for _command in (finetune, export, compile_, bench, history, predict, inspect, doctor, demo):
+for _command in (finetune, export, compile_, bench, compare, history, predict, inspect, doctor, demo):
     cli.add_command(_command)
 
 

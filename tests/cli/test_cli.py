@@ -24,7 +24,7 @@ def call(capsys, *arguments):
 def test_help_of_every_command_names_its_options(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    for name in ("finetune", "export", "bench", "history", "predict", "inspect", "doctor", "demo"):
+    for name in ("finetune", "export", "bench", "compare", "history", "predict", "inspect", "doctor", "demo"):
         assert name in out
         code, text, _ = call(capsys, name, "--help")
         assert code == 0
@@ -212,6 +212,7 @@ def test_doctor_tells_what_is_here_and_how_to_add_the_rest(capsys):
         (["bench", "BUNDLE", "--junit", "j.xml"], "give a limit"),
         (["bench", "BUNDLE", "--min-recall", "95%"], "must be a class and a rate, like scratch=95%"),
         (["bench", "BUNDLE", "--device", "orin"], "there is no boards.yaml here"),
+        (["compare", "NOWHERE"], "NOWHERE: cannot be read"),
         (["history", "NOWHERE"], "NOWHERE: cannot be read"),
         (["bench", "BUNDLE=NOWHERE"], "NOWHERE: no such folder or table"),
         (["predict", "NOWHERE", "a.png"], "NOWHERE: no such bundle"),
@@ -294,9 +295,10 @@ def test_finetune_export_bench_by_command(capsys, new_digits_folder, source_run,
     result = json.loads(out)
     assert result["format_version"] == 2
     assert result["host"]["cores"] >= 1
-    assert set(result["conditions"]) == {"valid", "invalid", "warnings"}
+    assert set(result["conditions"]) == {"valid", "invalid", "warnings", "periods"}
+    assert len(result["conditions"]["periods"]) == 2
     assert set(result["results"][0]["stages_ms"]) == {"decode", "preprocess", "infer", "postprocess"}
-    assert "vs" in out or result["results"][1]["comparison"]["text"]
+    assert "interval" in result["results"][1]["comparison"]["text"]
     assert [(r["variant"], r["engine"]) for r in result["results"]] == [("fp32", "cpu"), ("int8-x86", "cpu")] * 2
     first = result["results"][0]
     assert set(first["accuracy"]) == {"top1", "macro_f1", "flip_rate"}
