@@ -28,7 +28,6 @@ _SHORTEST_WARM_UP_S = 0.2
 _LONGEST_WARM_UP_S = 4.0
 _FEWEST = 20
 _FEWEST_BATCHES = 3
-_LATE_S = 0.001
 
 
 def _open(job: Job) -> list[Classifier]:
@@ -111,9 +110,10 @@ def _paced(job: Job) -> Job:
         for index in rounds.next():
             while (wait := due - time.perf_counter()) > 0:
                 time.sleep(wait)
-            late[index] += -wait > period
             samples[index].append(_timed(calls[index]))
-            due = max(due + period, time.perf_counter())
+            now = time.perf_counter()
+            late[index] += now > due + period
+            due = max(due + period, now)
     return {"samples_ns": samples, "late": late}
 
 

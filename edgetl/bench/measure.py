@@ -108,7 +108,7 @@ def measure_paced(sides: Sequence[Side], *, fps: float, seconds: float, threads:
     """Times single pictures that come at a camera's rate, sides in turn; at least 20 calls a side.
 
     Returns:
-        ``samples_ns`` by side, and ``late``: how many pictures of each waited for more than a period.
+        ``samples_ns`` by side, and ``late``: how many pictures of each were not answered before the next one came.
 
     Raises:
         EngineError: The process failed.
