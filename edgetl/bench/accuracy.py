@@ -30,7 +30,8 @@ class Judged:
 
     Attributes:
         accuracy: As `scores` returns it.
-        report: ``classification`` and ``fidelity``, where they could be measured.
+        report: ``classification`` and ``fidelity``, where they could be measured, and ``non_finite``: how many
+            answers were NaN or infinity, if any; they count as wrong.
     """
 
     accuracy: Mapping[str, float | None]
@@ -60,15 +61,36 @@ def judged(
     pairs = [fp32, *(pair for pair in wanted if pair != fp32)]
     logits = answers(bundle, pairs, items, on_progress=on_progress)
     labels = label_indices(bundle.spec, dataset, items)
-    reference, names = logits[0], bundle.spec.labels
+    names = bundle.spec.labels
+    reference, _ = _finite(logits[0], logits[0] if labels is None else labels)
     pictures = [str(item.path) for item in items]
     found = {}
-    for pair, own in zip(pairs, logits, strict=True):
+    for pair, raw in zip(pairs, logits, strict=True):
+        own, broken = _finite(raw, reference if labels is None else labels)
         report: dict[str, Any] = {"fidelity": fidelity_report(own, reference, labels, names, pictures)}
         if labels is not None:
             report["classification"] = classification_report(own, labels, names)
+        if broken:
+            report["non_finite"] = broken
         found[pair[0].name, pair[1]] = Judged(scores(own, labels, reference), report)
     return [found[variant.name, engine] for variant, engine in wanted]
+
+
+def _finite(logits: NDArray[np.float32], right: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
+    """Returns logits in which an answer of NaN or infinity is a wrong decision, and how many there were.
+
+    Args:
+        logits: (N, C).
+        right: (N,) labels, or (N, C) of a reference.
+    """
+    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if not len(broken):
+        return logits, 0
+    right = right.argmax(axis=1) if right.ndim == 2 else right
+    mended = logits.copy()
+    mended[broken] = 0.0
+    mended[broken, (right[broken] + 1) % logits.shape[1]] = 1.0
+    return mended, len(broken)
 
 
 def answers(

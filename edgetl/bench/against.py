@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from edgetl.bench.compare import Comparison, Samples, compare, corrected, midpoint
+from edgetl.bench.compare import Comparison, Samples, compare, compare_with_both, corrected
 from edgetl.bench.conditions import fingerprint
-from edgetl.bench.gate import Check, Limits, Verdict, drop_check, latency_check, recall_checks
+from edgetl.bench.gate import Check, Limits, Verdict, answer_checks, drop_check, latency_check, recall_checks
 from edgetl.bench.measure import Side, Timed, measure_latency, prepare
 from edgetl.bench.result import Result
 from edgetl.bench.stage import BenchConfig, Contender, Latency, Row, check_pictures, complete, rows_of
 
 __all__ = ["BUDGET_S", "Duel", "bench_against", "duel_of", "measure_duels"]
 
-BUDGET_S = 45.0
+BUDGET_S = 40.0
 
 Progress = Callable[[str, int, int], None]
 
@@ -30,7 +30,7 @@ class Duel:
 
     Attributes:
         model: For people.
-        found: The model against the mean of the reference's two copies, p corrected for several duels.
+        found: The model against both copies of the reference, p corrected for several duels.
         noise: One copy of the reference against the other.
     """
 
@@ -69,6 +69,7 @@ def bench_against(
     top1 = [entry.accuracy["top1"] for entry in result.entries]
     checks = _checks(duels, list(zip(top1, top1[len(duels) :], strict=False)), limits)
     checks += [check for entry in entries for check in recall_checks(entry, limits.min_recall)]
+    checks += answer_checks(entries)
     notes = [
         f"{duel.model}: the same model against itself: {duel.noise.ratio - 1:+.1%}; noise reaches {duel.floor:.1%} here"
         for duel in duels
@@ -141,7 +142,7 @@ def _duels(pairs: Sequence[tuple[Row, Row]], timed: Timed) -> list[Duel]:
 
 def duel_of(name: str, model: Samples, reference: Samples, copy: Samples) -> Duel:
     """Compares a model with its reference, of which two copies were timed in turn with it."""
-    return Duel(name, compare(model, midpoint(reference, copy)), compare(copy, reference))
+    return Duel(name, compare_with_both(model, reference, copy), compare(copy, reference))
 
 
 def _decided(duels: Sequence[Duel], limit: float) -> bool:

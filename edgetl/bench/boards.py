@@ -72,8 +72,9 @@ def boards_named(devices: Sequence[str], file: Path | None) -> list[Board | None
         else:
             where = f"{file} knows {', '.join(known) or 'none'}" if file else "there is no boards.yaml here"
             raise InputError(f'--device "{device}": must be local, ssh://user@host[:port] or a board\'s name; {where}')
-    for number, board in enumerate(found):
-        if board in found[:number]:
+    places = [None if board is None else (board.host, board.port or 22) for board in found]
+    for number, place in enumerate(places):
+        if place in places[:number]:
             raise InputError(f"--device {devices[number]}: stands twice; two runs on one board disturb each other")
     return found
 

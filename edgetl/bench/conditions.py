@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edgetl import host
+from edgetl.bench.energy import nvml_device
+from edgetl.errors import EngineError
 from edgetl.jetson import jetson, l4t_release
 
 __all__ = ["Conditions", "State", "fingerprint", "instabilities", "judge", "snapshot"]
@@ -95,13 +97,20 @@ _THROTTLE_COUNTERS = (
 
 
 def _cpu_seconds(root: Path) -> tuple[float | None, float | None]:
+    """Returns busy and stolen seconds of the cores that this process may use."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    busy = stolen = 0
     try:
-        fields = (root / "proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:]
-        user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
-    except (OSError, ValueError, IndexError):
+        lines = (root / "proc/stat").read_text(encoding="ascii").splitlines()
+        cores = {line.split()[0]: [int(n) for n in line.split()[1:9]] for line in lines if line.startswith("cpu")}
+        for core in usable:
+            user, nice, system, _, _, irq, softirq, steal = cores[f"cpu{core}"]
+            busy += user + nice + system + irq + softirq
+            stolen += steal
+    except (OSError, ValueError, KeyError):
         return None, None
     tick = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + softirq) / tick, steal / tick
+    return busy / tick, stolen / tick
 
 
 def _counts(root: Path, patterns: Sequence[str]) -> list[int]:
@@ -130,20 +139,36 @@ def _nvml() -> tuple[list[int], dict[str, int]]:
         return [], {}
     try:
         import pynvml
-    except ImportError:
+
+        device = nvml_device(pynvml)
+    except (ImportError, EngineError):
         return [], {}
+
+    def asked(function: str, *arguments: Any) -> Any:
+        try:
+            return getattr(pynvml, function)(device, *arguments)
+        except pynvml.NVMLError:  # each board answers some questions
+            return None
+
+    policies = (pynvml.NVML_PERF_POLICY_POWER, pynvml.NVML_PERF_POLICY_THERMAL)
+    slowed = [
+        v.violationTime for policy in policies if (v := asked("nvmlDeviceGetViolationStatus", policy)) is not None
+    ]
+    state = {
+        "gpu_mhz": asked("nvmlDeviceGetClockInfo", pynvml.NVML_CLOCK_SM),
+        "gpu_celsius": asked("nvmlDeviceGetTemperature", pynvml.NVML_TEMPERATURE_GPU),
+    }
+    running = asked("nvmlDeviceGetComputeRunningProcesses")
+    if running is not None:  # one of them is this one, under its number on the host
+        state["gpu_others"] = max(0, len(running) - 1)
+    return [int(v) for v in slowed], {name: int(v) for name, v in state.items() if v is not None}
+
+
+def _text(path: Path) -> str:
     try:
-        pynvml.nvmlInit()
-        device = pynvml.nvmlDeviceGetHandleByIndex(0)
-        policies = (pynvml.NVML_PERF_POLICY_POWER, pynvml.NVML_PERF_POLICY_THERMAL)
-        slowed = [int(pynvml.nvmlDeviceGetViolationStatus(device, policy).violationTime) for policy in policies]
-        own = (os.getpid(), os.getppid())
-        others = [p for p in pynvml.nvmlDeviceGetComputeRunningProcesses(device) if p.pid not in own]
-        clock = pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM)
-        heat = pynvml.nvmlDeviceGetTemperature(device, pynvml.NVML_TEMPERATURE_GPU)
-        return slowed, {"gpu_others": len(others), "gpu_mhz": int(clock), "gpu_celsius": int(heat)}
-    except pynvml.NVMLError:
-        return [], {}
+        return path.read_text(encoding="utf-8", errors="replace").strip("\x00\n ")
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -283,17 +308,20 @@ def instabilities(facts: Mapping[str, Any], medians_ns: Sequence[Sequence[float]
 def fingerprint(root: Path = Path("/")) -> dict[str, Any]:
     """Returns `edgetl.host.facts` with the state of a Jetson, clock, temperature, and ``machine``: who this is.
 
-    ``machine`` is a hash of what does not change: results of two machines are never put together.
+    ``machine`` is a hash of what does not change, None where nothing tells this machine from another of its type:
+    results of two machines are never put together.
     """
     facts = host.facts()
     board = jetson(root)
     now = snapshot(root)
-    fixed = [facts[name] for name in ("cpu", "cores", "arch", "memory_bytes", "gpus", "board")]
-    identity = "".join(path.read_text() for path in (root / "etc/machine-id",) if path.is_file())
+    fixed = [facts[name] for name in ("cpu", "arch", "gpus", "board")]
+    identity = [_text(root / path) for path in ("etc/machine-id", "proc/device-tree/serial-number")]
     return {
         **facts,
         "mhz": now.mhz,
         "celsius": now.celsius,
         "jetson": None if board is None else board.to_dict(),
-        "machine": hashlib.sha256(repr((fixed, identity, "edgetl")).encode()).hexdigest()[:16],
+        "machine": hashlib.sha256(repr((fixed, identity, "edgetl")).encode()).hexdigest()[:16]
+        if any(identity)
+        else None,
     }

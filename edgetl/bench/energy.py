@@ -6,6 +6,7 @@ microwatts), jetson_stats for which rails count, the powercap interface for RAPL
 
 from __future__ import annotations
 
+import os
 import statistics
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 
 from edgetl.errors import EngineError
 
-__all__ = ["EnergyResult", "JetsonRails", "Meter", "Nvml", "Rapl", "measure_energy", "meters"]
+__all__ = ["EnergyResult", "JetsonRails", "Meter", "Nvml", "Rapl", "measure_energy", "meters", "nvml_device"]
 
 _TOTALS = ("VDD_IN", "POM_5V_IN", "VIN")
 _UNUSED = ("NC", "sum of shunt voltages", "")
@@ -181,9 +182,8 @@ class Nvml:
         except ImportError:
             raise EngineError("a GPU's energy needs NVIDIA's bindings: pip install nvidia-ml-py") from None
         self._nvml: Any = pynvml
+        self._handle = nvml_device(pynvml)
         try:
-            pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
             pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
             name = pynvml.nvmlDeviceGetName(self._handle)
         except pynvml.NVMLError as error:
@@ -196,6 +196,22 @@ class Nvml:
             return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1e3
         except self._nvml.NVMLError as error:
             raise EngineError(f"NVML does not answer ({error})") from None
+
+
+def nvml_device(pynvml: Any) -> Any:
+    """Returns NVML's handle of the GPU that CUDA uses first: NVML counts all, ``CUDA_VISIBLE_DEVICES`` chooses.
+
+    Raises:
+        EngineError: There is no such GPU.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
+    try:
+        pynvml.nvmlInit()
+        if first.isdecimal():
+            return pynvml.nvmlDeviceGetHandleByIndex(int(first))
+        return pynvml.nvmlDeviceGetHandleByUUID(first)
+    except pynvml.NVMLError as error:
+        raise EngineError(f"this machine's GPU does not answer NVML ({error})") from None
 
 
 def meters(root: Path = Path("/")) -> tuple[list[Meter], list[str]]:

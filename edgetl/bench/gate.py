@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ __all__ = [
     "Check",
     "Limits",
     "Verdict",
+    "answer_checks",
     "baseline_checks",
     "drop_check",
     "fp32_checks",
@@ -98,13 +100,15 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether every check holds."""
-        return all(check.ok for check in self.checks)
+        """Whether every check holds, and there is one: a gate that looks at nothing does not pass."""
+        return bool(self.checks) and all(check.ok for check in self.checks)
 
     @property
     def text(self) -> str:
         """One line."""
         bad = [check for check in self.checks if not check.ok]
+        if not self.checks:
+            return "there was nothing to check"
         if not bad:
             return f"{len(self.checks)} checks hold"
         return f"{len(bad)} of {len(self.checks)} checks do not hold: {bad[0].model}: {bad[0].text}"
@@ -191,26 +195,27 @@ def _xml(text: str) -> str:
 def latency_check(model: str, found: Comparison, floor: float, limit: float) -> Check:
     """Judges a rise of latency.
 
-    It fails where the rise is above the limit and the interval excludes equality; it is undecided where noise alone
-    could reach the limit, or where a rise above it may be noise.
+    It fails where the rise is above the limit, differs significantly, and is more than noise; it is undecided where
+    noise alone could reach the limit, or where a rise above it may be noise.
 
     Args:
         model: For people.
         found: The model against its reference.
-        floor: What noise alone can reach, a fraction: of an A/A run, or half the interval.
+        floor: What noise alone reaches in an A/A run, a fraction; half of the model's own interval counts as well.
         limit: Largest rise, a fraction.
     """
     over = found.ratio > 1 + limit
-    if over and found.low > 1 and floor <= found.ratio - 1:
+    noise = max(floor, math.sqrt(found.high / found.low) - 1)
+    if over and found.differs and noise <= found.ratio - 1:
         ok: bool | None = False
-    elif over or floor > limit:
+    elif over or noise > limit:
         ok = None
     else:
         ok = True
     text = found.text
     if ok is None:
         text += (
-            f"; noise reaches {floor:.1%} here: give more --processes or --seconds, a quieter machine, or a larger "
+            f"; noise reaches {noise:.1%} here: give more --processes or --seconds, a quieter machine, or a larger "
             "--max-regression"
         )
     return Check(model, "latency", found.ratio - 1, limit, ok, text)
@@ -235,7 +240,7 @@ def recall_checks(entry: Entry, limits: Mapping[str, float]) -> list[Check]:
     """
     report = entry.report.get("classification")
     rows = {row["label"]: row for row in report["per_class"]} if report else {}
-    checks = []
+    checks: list[Check] = []
     for label, limit in limits.items():
         if report and label not in rows:
             known = ", ".join(list(rows)[:8]) + (", ..." if len(rows) > 8 else "")
@@ -251,6 +256,15 @@ def recall_checks(entry: Entry, limits: Mapping[str, float]) -> list[Check]:
     return checks
 
 
+def answer_checks(entries: Sequence[Entry]) -> list[Check]:
+    """Returns a failing check for each model that answers with NaN or infinity, whatever the limits are."""
+    return [
+        Check(e.name, "answers", None, None, False, f"{e.report['non_finite']} answers are NaN or infinity")
+        for e in entries
+        if e.report.get("non_finite")
+    ]
+
+
 def fp32_checks(result: Result, limit: float) -> list[Check]:
     """Judges each variant's loss of top-1 against the FP32 of its own bundle.
 
@@ -258,6 +272,8 @@ def fp32_checks(result: Result, limit: float) -> list[Check]:
         InputError: A bundle's FP32 was not measured.
     """
     checks = []
+    if all(entry.variant == "fp32" for entry in result.entries):
+        raise InputError("--max-drop compares variants with FP32, and there is nothing else here: export --int8")
     for entry in result.entries:
         own = [e for e in result.entries if (e.bundle, e.digest, e.variant) == (entry.bundle, entry.digest, "fp32")]
         if not own:
@@ -281,14 +297,17 @@ def baseline_checks(result: Result, baseline: Result, limits: Limits, where: str
     """
     if limits.max_regression is not None:
         _same_machine(result, baseline, where)
+        _same_settings(result, baseline, where)
     if limits.max_drop is not None and _pictures(result) != _pictures(baseline):
         raise InputError(f"{where}: was judged on other pictures than now: give the same --data and --split")
-    pairs = _pairs(result, baseline, where)
     checks = []
-    for now, then in pairs:
-        if limits.max_regression is not None and now.samples_ns:
-            found = compare_runs(now.samples_ns, then.samples_ns)
-            checks.append(latency_check(now.name, found, (found.high / found.low) ** 0.5 - 1, limits.max_regression))
+    for now, then in _pairs(result, baseline, where):
+        if now is None:
+            text = f"is in {where} and was not measured now; if it is gone for good, measure the baseline again"
+            checks.append(Check(then.name, "presence", None, None, None, text))
+            continue
+        if limits.max_regression is not None and then.samples_ns:
+            checks.append(_rise(now, then, limits.max_regression))
         if limits.max_drop is not None:
             checks.append(drop_check(now.name, now.accuracy["top1"], then.accuracy["top1"], limits.max_drop))
     if limits.max_regression is not None:
@@ -301,6 +320,11 @@ def baseline_checks(result: Result, baseline: Result, limits: Limits, where: str
 
 
 def _same_machine(result: Result, baseline: Result, where: str) -> None:
+    if result.host["machine"] is None:
+        raise InputError(
+            f"{where}: nothing here tells whether it is of this machine (no /etc/machine-id, as in many containers): "
+            "give --against BUNDLE, which measures both sides here"
+        )
     if result.host["machine"] != baseline.host["machine"]:
         raise InputError(
             f"{where}: was measured on another machine ({baseline.host['cpu']}); latencies of two machines say nothing "
@@ -308,20 +332,48 @@ def _same_machine(result: Result, baseline: Result, where: str) -> None:
         )
 
 
+def _same_settings(result: Result, baseline: Result, where: str) -> None:
+    """Refuses to compare latencies of two ways of measuring, or of two states of a board."""
+
+    def ways(of: Result) -> dict[str, Any]:
+        engines = {name: version for name, version in of.host["versions"].items() if name in _ENGINES}
+        mode = (of.host.get("jetson") or {}).get("power_mode")
+        return {"--threads": of.settings["threads"], "power mode": mode, **engines}
+
+    now, then = ways(result), ways(baseline)
+    for name in {**now, **then}:
+        if now.get(name) != then.get(name):
+            raise InputError(
+                f"{where}: was measured with {name} {then.get(name)}, now it is {now.get(name)}: their latencies say "
+                "nothing about a model; measure the baseline again, or give --against BUNDLE"
+            )
+
+
+_ENGINES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+
+
+def _rise(now: Entry, then: Entry, limit: float) -> Check:
+    if not now.samples_ns:
+        why = "; ".join(now.notes) or "no engine runs it"
+        return Check(now.name, "latency", None, limit, None, f"was timed then, and not now: {why}")
+    return latency_check(now.name, compare_runs(now.samples_ns, then.samples_ns), 0.0, limit)
+
+
 def _pictures(result: Result) -> set[tuple[str, str]]:
     return {(data["digest"], data["split"]) for data in result.settings["data"]}
 
 
-def _pairs(result: Result, baseline: Result, where: str) -> list[tuple[Entry, Entry]]:
-    """Returns entries of the same model; where each side has but one bundle, its name does not matter."""
+def _pairs(result: Result, baseline: Result, where: str) -> list[tuple[Entry | None, Entry]]:
+    """Returns the baseline's entries, each with the same model now; where both have one bundle, its name is free."""
     single = all(len({entry.bundle for entry in side.entries}) == 1 for side in (result, baseline))
 
-    def key(entry: Entry) -> tuple[str, str, str]:
-        return "" if single else entry.bundle, entry.variant, entry.engine
+    def key(entry: Entry) -> tuple[str, str]:
+        return "" if single else entry.bundle, entry.variant
 
-    then = {key(entry): entry for entry in baseline.entries}
-    pairs = [(entry, then[key(entry)]) for entry in result.entries if key(entry) in then]
-    if not pairs:
+    by_engine = {(*key(entry), entry.engine): entry for entry in result.entries}
+    unrun = {key(entry): entry for entry in result.entries if not entry.engine}
+    pairs = [(by_engine.get((*key(e), e.engine), unrun.get(key(e))), e) for e in baseline.entries]
+    if not any(now for now, _ in pairs):
         raise InputError(f"{where}: has no model in common with this run; it has {_names(baseline)}")
     return pairs
 

@@ -49,9 +49,10 @@ class Series:
     records: Sequence[dict[str, Any]]
 
     def values(self, metric: str) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
-        """Returns the records that have a metric, and its values in the unit for people."""
+        """Returns the records that have a metric, and its values in the unit for people; of invalid runs no timing."""
         key, _, factor, _ = METRICS[metric]
-        found = [record for record in self.records if record.get(key) is not None]
+        usable = [r for r in self.records if r.get("valid", True) or metric in ("top1", "size")]
+        found = [record for record in usable if record.get(key) is not None]
         return found, np.array([record[key] * factor for record in found], np.float64)
 
 
@@ -94,7 +95,15 @@ def append_history(path: Path, result: Result) -> int:
 
 def _record(result: Result, entry: Entry, revision: str | None) -> dict[str, Any]:
     latency = latency_ms(entry.samples_ns) or {}
-    energy = next((meter["joules_each"] for meter in entry.energy if meter["problem"] is None), None)
+    wanted = "RAPL" if entry.engine == "cpu" else "NVML"  # a Jetson's rails are of the whole module
+    energy = next(
+        (
+            meter["joules_each"]
+            for meter in entry.energy
+            if meter["problem"] is None and meter["meter"].startswith((wanted, "rails"))
+        ),
+        None,
+    )
     return {
         "format_version": FORMAT_VERSION,
         "created": result.created,
@@ -105,6 +114,8 @@ def _record(result: Result, entry: Entry, revision: str | None) -> dict[str, Any
         "digest": entry.digest,
         "variant": entry.variant,
         "engine": entry.engine,
+        "threads": result.settings["threads"],
+        "power_mode": (result.host.get("jetson") or {}).get("power_mode"),
         "valid": result.conditions.valid,
         "p50_ms": latency.get("p50"),
         "p90_ms": latency.get("p90"),
@@ -142,10 +153,16 @@ def read_history(path: Path) -> list[Series]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             record = _parsed(line, f"{path}:{number}")
+            state = [record[name] for name in ("threads", "power_mode") if record.get(name) not in (None, 1)]
             key = tuple(str(record[name]) for name in ("bundle", "variant", "engine", "device", "machine"))
+            key = (*key, ", ".join(f"{s} threads" if isinstance(s, int) else str(s) for s in state))
             grouped.setdefault(key, []).append(record)
     return [
-        Series(" ".join(part for part in key[:4] if part and part != "local"), key[4], sorted(records, key=_when))
+        Series(
+            " ".join(part for part in (*key[:4], key[5]) if part and part != "local"),
+            key[4],
+            sorted(records, key=_when),
+        )
         for key, records in grouped.items()
     ]
 

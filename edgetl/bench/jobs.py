@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgetl import runtime
 from edgetl.bench.conditions import snapshot
 from edgetl.bench.energy import measure_energy, meters
+from edgetl.bench.measure import FEWEST_CALLS
 from edgetl.preprocess import decode, fit
 from edgetl.runtime.classifier import Classifier, predictions
 
@@ -26,8 +27,8 @@ _STEADY = 0.03
 _WINDOW = 12
 _SHORTEST_WARM_UP_S = 0.2
 _LONGEST_WARM_UP_S = 4.0
-_FEWEST = 20
 _FEWEST_BATCHES = 3
+_SETTLE_S = 3.0
 
 
 def _open(job: Job) -> list[Classifier]:
@@ -91,7 +92,7 @@ def _latency(job: Job) -> Job:
     rounds = _Rounds(len(calls))
     before = snapshot()
     end = time.perf_counter() + job["seconds"]
-    while len(samples[0]) < _FEWEST or time.perf_counter() < end:
+    while len(samples[0]) < FEWEST_CALLS or time.perf_counter() < end:
         for index in rounds.next():
             samples[index].append(_timed(calls[index]))
     return {"samples_ns": samples, "steady": steady, "states": [before.to_dict(), snapshot().to_dict()]}
@@ -104,7 +105,7 @@ def _paced(job: Job) -> Job:
     samples: list[list[int]] = [[] for _ in calls]
     period, late = 1 / job["fps"], [0] * len(calls)
     rounds = _Rounds(len(calls))
-    ticks = max(_FEWEST * len(calls), int(job["seconds"] * job["fps"]))
+    ticks = max(FEWEST_CALLS * len(calls), int(job["seconds"] * job["fps"]))
     due = time.perf_counter() + period
     for _ in range(-(-ticks // len(calls))):
         for index in rounds.next():
@@ -121,17 +122,18 @@ def _offline(job: Job) -> Job:
     """Batches back to back, sides in turn; nanoseconds of each batch by side and batch size."""
     sides = _open(job)
     found: list[dict[str, list[int]]] = [{} for _ in sides]
+    rounds = _Rounds(len(sides))
     for size in job["batches"]:
         able = [index for index, side in enumerate(sides) if side.session.max_batch >= size]
         batches = {index: _pictures(sides[index], size) for index in able}
         for index in able:
             found[index][str(size)] = []
-            sides[index].session.infer(batches[index])
+        _warm_up([partial(sides[index].session.infer, batches[index]) for index in able])
         end = time.perf_counter() + job["seconds"] / len(job["batches"])
         done = 0
-        while able and (done < _FEWEST_BATCHES or time.perf_counter() < end):
+        while batches and (done < _FEWEST_BATCHES or time.perf_counter() < end):
             done += 1
-            for index in able:
+            for index in (index for index in rounds.next() if index in batches):
                 found[index][str(size)].append(_timed(partial(sides[index].session.infer, batches[index])))
     return {"batches_ns": found}
 
@@ -174,6 +176,7 @@ def _energy(job: Job) -> Job:
         return count
 
     found, reasons = meters()
+    time.sleep(_SETTLE_S)  # a GPU keeps its clocks up for a while: idle power would be too high
     return {"energy": [measure_energy(meter, work).to_dict() for meter in found], "reasons": reasons}
 
 

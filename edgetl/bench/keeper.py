@@ -13,8 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
+import time
 import zipfile
 from typing import Any
 
@@ -27,30 +29,33 @@ class Keeper:
     """Owns the folder and the job's processes."""
 
     def __init__(self, parent: Any) -> None:
-        self.folder = tempfile.mkdtemp(prefix="edgetl-", dir=parent or None)
+        place = os.path.expanduser(parent) if parent else None  # noqa: PTH111
+        self.folder = tempfile.mkdtemp(prefix="edgetl-", dir=place)
         self.child: Any = None
-        self.lock = threading.Lock()
+        self.speaking = threading.Lock()
+        self.working = threading.Lock()  # whoever writes into the folder, or starts a process, holds it
         self.ended = threading.Event()
 
     def end(self, *_: Any) -> None:
         """Stops the job with all its children, and removes the folder."""
         self.ended.set()
-        if self.child is not None and self.child.poll() is None:
+        if self.child is not None:
             try:
-                os.killpg(self.child.pid, signal.SIGKILL)
+                os.killpg(self.child.pid, signal.SIGKILL)  # also where it was killed: its children may live
             except OSError:
                 pass
-            self.child.wait()
-        for _attempt in range(3):  # a dying process may still write
-            shutil.rmtree(self.folder, ignore_errors=True)
-            if not os.path.exists(self.folder):  # noqa: PTH110
-                break
+        with self.working:
+            for _attempt in range(20):  # a dying process may still write
+                shutil.rmtree(self.folder, ignore_errors=True)
+                if not os.path.exists(self.folder):  # noqa: PTH110
+                    break
+                time.sleep(0.1)
         os._exit(0)
 
     def say(self, **what: Any) -> None:
         """Writes one line; nobody to hear it is the end."""
         try:
-            with self.lock:
+            with self.speaking:
                 sys.stdout.write(json.dumps(what) + "\n")
                 sys.stdout.flush()
         except OSError:
@@ -70,16 +75,34 @@ class Keeper:
             self.say(exit=2)
 
     def work(self, job: Any) -> int:
-        """Unpacks wheels and runs a command, whose standard error goes home line by line."""
+        """Unpacks what was brought and runs a command, whose standard error goes home line by line."""
         site = os.path.join(self.folder, "site")  # noqa: PTH118
+        with tarfile.open(os.path.join(self.folder, job["luggage"])) as archive:  # noqa: PTH118
+            for member in archive:
+                self.unpack(archive.extract, member, self.folder)
         for wheel in job["wheels"]:
             with zipfile.ZipFile(os.path.join(self.folder, wheel)) as archive:  # noqa: PTH118
-                archive.extractall(site)
-        environment = dict(os.environ, PYTHONPATH=site, PYTHONDONTWRITEBYTECODE="1", PYTHONIOENCODING="utf-8")
+                for name in archive.namelist():
+                    self.unpack(archive.extract, name, site)
+        environment = dict(os.environ, PYTHONPATH=site, PYTHONIOENCODING="utf-8")
         for name in ("EDGETL_CACHE", "XDG_CACHE_HOME", "TMPDIR"):
             environment[name] = self.folder
+        self.unpack(self.start, job["arguments"], environment)
+        for line in self.child.stderr:
+            self.say(line=line.decode("utf-8", "replace").rstrip())
+        return int(self.child.wait())
+
+    def unpack(self, step: Any, *arguments: Any) -> None:
+        """Takes one step that leaves something behind, unless it is over."""
+        with self.working:
+            if self.ended.is_set():
+                raise SystemExit
+            step(*arguments)
+
+    def start(self, arguments: Any, environment: Any) -> None:
+        """Starts the job in a process group of its own."""
         self.child = subprocess.Popen(
-            [sys.executable] + job["arguments"],
+            [sys.executable, *arguments],
             cwd=self.folder,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -87,9 +110,6 @@ class Keeper:
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        for line in self.child.stderr:
-            self.say(line=line.decode("utf-8", "replace").rstrip())
-        return int(self.child.wait())
 
     def listen(self) -> None:
         """Takes one job, and ends where standard input ends."""
@@ -112,7 +132,10 @@ class Keeper:
 
 def main(parent: Any) -> None:
     """Runs until the connection ends."""
-    keeper = Keeper(parent)
+    try:
+        keeper = Keeper(parent)
+    except OSError as error:
+        sys.exit("the folder for temporary files cannot be used ({}): folder: in boards.yaml".format(error))
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, keeper.end)
     threading.Thread(target=keeper.beat, daemon=True).start()

@@ -18,6 +18,7 @@ from edgetl.bench.conditions import State
 from edgetl.errors import EngineError
 
 __all__ = [
+    "FEWEST_CALLS",
     "Side",
     "Timed",
     "measure_cold_start",
@@ -29,6 +30,7 @@ __all__ = [
     "prepare",
 ]
 
+FEWEST_CALLS = 20
 _TIMEOUT_S = 600
 _BUILD_TIMEOUT_S = 3600
 # Run as a file: as a module it would import its package, and numpy with it, before its clock starts.
@@ -113,7 +115,8 @@ def measure_paced(sides: Sequence[Side], *, fps: float, seconds: float, threads:
     Raises:
         EngineError: The process failed.
     """
-    return _run({"kind": "paced", "fps": fps, "seconds": seconds, "threads": threads}, sides)
+    timeout = _TIMEOUT_S + 2 * FEWEST_CALLS * len(sides) / fps
+    return _run({"kind": "paced", "fps": fps, "seconds": seconds, "threads": threads}, sides, timeout=timeout)
 
 
 def measure_offline(sides: Sequence[Side], *, batches: Sequence[int], seconds: float) -> list[dict[int, list[int]]]:
@@ -160,7 +163,7 @@ def measure_cold_start(side: Side) -> dict[str, float | None]:
 
     Returns:
         ``import_ms``, ``load_ms``, ``first_ms``, ``peak_bytes`` (largest resident set) and ``gpu_bytes`` (of the
-        GPU's memory, None on the CPU).
+        GPU's memory beyond CUDA's own, None on the CPU).
 
     Raises:
         EngineError: The process failed.

@@ -14,6 +14,8 @@ import io
 import json
 import logging
 import shlex
+import socket
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.bench.boards import Board
+from edgetl.bench.result import Result
 from edgetl.bench.stage import Contender
 from edgetl.bench.wheelhouse import own_wheel, wheels_for
 from edgetl.bundle import open_bundle
@@ -35,7 +38,7 @@ _CONNECT_S = 20.0
 _SILENT_S = 60.0  # a keeper gives a sign of life every five
 _KEEPER = Path(__file__).with_name("keeper.py")
 _START = "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
-_RESULT = "result.json"
+_RESULT, _LUGGAGE = "result.json", "luggage.tar"
 
 Say = Callable[[str], None]
 
@@ -83,31 +86,44 @@ def bench_on_boards(boards: Sequence[Board], job: Job, *, say: Callable[[str, st
     require("paramiko", "remote")
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # it writes tracebacks of what is raised anyway
 
+    clients: list[Any] = []
+
     def one(board: Board) -> Outcome:
         try:
-            return Outcome(board, result=_bench_on(board, job, lambda line: say(board.name, line)))
+            return Outcome(board, result=_bench_on(board, job, clients, lambda line: say(board.name, line)))
         except EdgetlError as error:
-            return Outcome(board, problem=str(error))
+            return Outcome(board, problem=_printable(str(error)))
 
     with ThreadPoolExecutor(len(boards)) as pool:
-        return list(pool.map(one, boards))
+        try:
+            return list(pool.map(one, boards))
+        except BaseException:  # Ctrl-C: every keeper ends when its connection does
+            for client in clients:
+                client.close()
+            raise
 
 
-def _bench_on(board: Board, job: Job, say: Say) -> dict[str, Any]:
+def _printable(text: str) -> str:
+    """A board's words go to a terminal: nothing in them may command it."""
+    return "".join(char if char.isprintable() else "�" for char in text)
+
+
+def _bench_on(board: Board, job: Job, clients: list[Any], say: Say) -> dict[str, Any]:
     with _connected(board) as client, _kept(client, board) as session:
+        clients.append(client)
         facts = session.facts
         say(f"Python {'.'.join(map(str, facts['python']))} on {facts['machine']}, in {facts['folder']}")
         luggage = _pack(job, facts)
         size = sum(luggage.sizes)
-        if size * 3 > facts["free_bytes"]:  # packed, unpacked, and what is built there
+        if size * 4 > facts["free_bytes"]:  # packed, unpacked twice, and what is built there
             raise EngineError(
-                f"{facts['folder']}: {size * 3 / 1e6:.0f} MB are needed, {facts['free_bytes'] / 1e6:.0f} MB are free: "
+                f"{facts['folder']}: {size * 4 / 1e6:.0f} MB are needed, {facts['free_bytes'] / 1e6:.0f} MB are free: "
                 "name another place as folder: in boards.yaml"
             )
         say(f"copying {size / 1e6:.0f} MB")
         session.upload(luggage.files)
         session.run(luggage.command, luggage.wheels, say)
-        return luggage.at_home(session.fetch(_RESULT), board.name)
+        return luggage.at_home(session.fetch(_RESULT), board.name, facts["folder"])
 
 
 @dataclass
@@ -125,7 +141,7 @@ class _Luggage:
         for data, _ in self.files:
             yield len(data) if isinstance(data, bytes) else data.stat().st_size
 
-    def at_home(self, data: bytes, board: str) -> dict[str, Any]:
+    def at_home(self, data: bytes, board: str, folder: str) -> dict[str, Any]:
         """Returns the result with the names that things have here: of bundles, of data and of pictures."""
 
         def named(value: Any) -> Any:
@@ -133,21 +149,25 @@ class _Luggage:
                 return {key: named(item) for key, item in value.items()}
             if isinstance(value, list):
                 return [named(item) for item in value] if value and not isinstance(value[0], int | float) else value
-            return self._name(value) if isinstance(value, str) else value
+            return self._name(value, folder) if isinstance(value, str) else value
 
         try:
             result = named(json.loads(data))
-        except ValueError:
+            Result.from_dict(result)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise EngineError("the board's result is damaged; run again") from None
         return {**result, "device": board}
 
-    def _name(self, text: str) -> str:
-        for there, here in self.names.items():
-            if text == there or text.endswith(f"/{there}"):
-                return here
-            if text.startswith(f"{there} "):  # "BUNDLE variant" of a gate's check
-                return here + text[len(there) :]
-        return text
+    def _name(self, text: str, folder: str) -> str:
+        inside = text.removeprefix(f"{folder}/")
+        first, space, rest = inside.partition(" ")  # "BUNDLE variant" of a gate's check
+        if inside in self.names:
+            return self.names[inside]
+        return (
+            f"{self.names[first]}{space}{rest}"
+            if first.endswith(".edgetl") and first in self.names
+            else _printable(text)
+        )
 
 
 def _pack(job: Job, facts: Mapping[str, Any]) -> _Luggage:
@@ -157,7 +177,7 @@ def _pack(job: Job, facts: Mapping[str, Any]) -> _Luggage:
         own = own_wheel(Path(folder))
         luggage.files.append((own.read_bytes(), f"wheels/{own.name}"))
     luggage.files += [(wheel, f"wheels/{wheel.name}") for wheel in wheels_for(facts, job.wheelhouse)]
-    luggage.wheels = [name for _, name in luggage.files]
+    luggage.wheels = [name for _, name in luggage.files][::-1]  # ours last, whatever else brings an edgetl
     tables: dict[tuple[str, str], str] = {}
     arguments = []
     everyone = [*job.contenders, *([job.reference] if job.reference else [])]
@@ -209,16 +229,21 @@ def _connected(board: Board) -> Iterator[Any]:
 
     client = paramiko.SSHClient()
     client.load_system_host_keys()
+    if Path("/etc/ssh/ssh_known_hosts").is_file():
+        client.load_system_host_keys("/etc/ssh/ssh_known_hosts")
     client.set_missing_host_key_policy(_Strict())
     known = _ssh_config(board)
     host = known.get("hostname", board.host)
     port = board.port or int(known.get("port", 22))
+    if "proxyjump" in known:
+        raise InputError(f"{board.name}: ProxyJump in ~/.ssh/config: write it as ProxyCommand ssh -W %h:%p JUMPHOST")
     try:
         client.connect(
             host,
             port,
             username=board.user or known.get("user"),
             key_filename=_identity(board) or known.get("identityfile"),
+            sock=paramiko.ProxyCommand(known["proxycommand"]) if "proxycommand" in known else None,
             timeout=_CONNECT_S,
             banner_timeout=_CONNECT_S,
             auth_timeout=_CONNECT_S,
@@ -234,8 +259,10 @@ def _connected(board: Board) -> Iterator[Any]:
         raise EngineError(
             f"{host}: lets nobody in with these keys ({error}): ssh-copy-id, or identity: in boards.yaml"
         ) from None
-    except (paramiko.SSHException, OSError, EOFError) as error:
+    except (paramiko.SSHException, ConnectionError, TimeoutError, socket.gaierror, EOFError) as error:
         raise EngineError(f"{host}: connection failed or was lost ({_words(error)})") from None
+    except OSError as error:  # a full disk there, a file that is gone here
+        raise EngineError(f"{host}: copying failed ({_words(error)})") from None
     finally:
         client.close()
 
@@ -312,6 +339,9 @@ class _Session:
         """Waits for the keeper's first words."""
         try:
             self.facts = self._next()
+            missing = {"folder", "python", "machine", "libc", "free_bytes", "has"} - set(self.facts)
+            if missing:
+                raise EngineError(f"{board.python} on the board says nothing of {', '.join(sorted(missing))}")
         except EngineError:
             said = self._channel.makefile_stderr("r", -1).read(4000)
             last = (said.decode("utf-8", "replace").strip().splitlines() or [""])[-1]
@@ -334,23 +364,21 @@ class _Session:
                 found: dict[str, Any] = json.loads(line)
             except ValueError:
                 continue  # a greeting of the board's shell
-            if "alive" not in found:
+            if isinstance(found, dict) and "alive" not in found:
                 return found
 
     def upload(self, files: Sequence[tuple[bytes | Path, str]]) -> None:
-        """Copies files into the folder."""
-        with self._client.open_sftp() as sftp:
-            made: set[str] = set()
-            for data, name in files:
-                parent = name.rpartition("/")[0]
-                if parent and parent not in made:
-                    sftp.mkdir(f"{self.facts['folder']}/{parent}")
-                    made.add(parent)
-                there = f"{self.facts['folder']}/{name}"
-                if isinstance(data, bytes):
-                    sftp.putfo(io.BytesIO(data), there)
-                else:
-                    sftp.put(str(data), there)
+        """Copies files into the folder, as one archive."""
+        with tempfile.TemporaryFile() as packed, self._client.open_sftp() as sftp:
+            with tarfile.open(fileobj=packed, mode="w") as archive:
+                for data, name in files:
+                    content = data if isinstance(data, bytes) else data.read_bytes()
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+            packed.seek(0)
+            sftp.get_channel().settimeout(_SILENT_S)
+            sftp.putfo(packed, f"{self.facts['folder']}/{_LUGGAGE}")
 
     def run(self, command: Sequence[str], wheels: Sequence[str], say: Say) -> None:
         """Runs a command of edgetl there.
@@ -358,16 +386,17 @@ class _Session:
         Raises:
             EngineError: It failed; a gate that fails (exit code 1) is a result.
         """
-        job = {"arguments": list(command), "wheels": list(wheels)}
+        job = {"arguments": list(command), "wheels": list(wheels), "luggage": _LUGGAGE}
         self._channel.sendall((json.dumps(job) + "\n").encode())
         last = "it said nothing"
         while True:
             found = self._next()
             if "exit" in found:
                 break
-            last = found["line"] or last
-            if found["line"]:
-                say(found["line"])
+            line = _printable(str(found.get("line", "")))
+            last = line or last
+            if line:
+                say(line)
         if found["exit"] not in (0, 1):
             raise EngineError(f"edgetl bench failed there: {last.removeprefix('edgetl: ')[:300]}")
 
@@ -375,6 +404,7 @@ class _Session:
         """Returns a file of the folder."""
         data = io.BytesIO()
         with self._client.open_sftp() as sftp:
+            sftp.get_channel().settimeout(_SILENT_S)
             try:
                 sftp.getfo(f"{self.facts['folder']}/{name}", data)
             except FileNotFoundError:

@@ -188,6 +188,10 @@ def read_result(path: Path) -> Result:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise InputError(f"{path}: is not JSON ({str(error)[:80]})") from None
+    if isinstance(data, list):
+        raise InputError(
+            f"{path}: holds the results of several devices; give --device one at a time for a file of each"
+        )
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(

@@ -339,6 +339,8 @@ def _more(
         offline = measure_offline(sides, batches=config.batches, seconds=config.seconds * config.processes)
         for (_, found), batches in zip(running, offline, strict=True):
             found.batches_ns = batches
+            left_out = ", ".join(str(size) for size in config.batches if size not in batches)
+            found.notes += [f"throughput: takes no batch of {left_out} here"] if left_out else []
     for contender in contenders:
         own = [(row, found) for row, found in running if row.contender is contender]
         if contender.dataset is None or not own:
@@ -356,12 +358,14 @@ def _more(
 
 
 def _spread(items: Sequence[Item]) -> list[Path]:
-    step = max(1, len(items) // _STAGED_PICTURES)
-    return [item.path for item in items[::step]][:_STAGED_PICTURES]
+    count = min(_STAGED_PICTURES, len(items))
+    return [items[number * len(items) // count].path for number in range(count)]
 
 
 def _notes(row: Row, found: Judged) -> list[str]:
     notes = [] if row.engine else [f"latency: {row.why_not}"]
+    if broken := found.report.get("non_finite"):
+        notes.append(f"accuracy: {broken} answers are NaN or infinity, and count as wrong")
     if row.contender.dataset is not None and found.accuracy["top1"] is None:
         probe = row.bundle.manifest["proof"].get("probe_top1")
         beside = "" if probe is None else f"; a linear probe on its frozen features reached {probe:.1%} at export"

@@ -12,6 +12,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def wheels_for(board: Mapping[str, Any], wheelhouse: Path | None) -> list[Path]:
             "boards.yaml"
         )
     if wheelhouse is not None:
-        found = sorted(wheelhouse.glob("*.whl"))
+        found = sorted(path for path in wheelhouse.glob("*.whl") if not path.name.startswith("edgetl-"))
         if not found:
             raise InputError(f"{wheelhouse}: holds no wheels (*.whl)")
         return found
@@ -129,7 +130,8 @@ def _downloaded(board: Mapping[str, Any]) -> list[Path]:
                 f"wheels for {kind} cannot be downloaded here ({errors[-1][:200]}): collect them elsewhere by pip "
                 "download, and give --wheelhouse FOLDER"
             )
-        partial.replace(folder)
+        with suppress(OSError):  # somebody else was faster
+            partial.replace(folder)
     except subprocess.TimeoutExpired:
         raise EngineError(f"downloading wheels for {kind} took more than {_TIMEOUT_S} s; give --wheelhouse") from None
     finally:

@@ -114,26 +114,29 @@ def bench(
     limits = Limits(max_regression, max_drop, dict(min_recall))
     reports = _Reports(junit, markdown)
     gate = _Gate(limits, against, None if baseline is None else str(baseline))
-    gate.check(bundles, reports)
     where = boards_named(devices, boards)
+    gate.check(bundles, reports, config, where)
     gate = replace(gate, earlier=None if baseline is None else read_result(baseline))
     with Display(json_to_stdout=json_out == "-") as display, ExitStack() as stack:
         judge = _Judge(display, split, val_fraction, allow_leakage)
         contenders = judge.contenders(bundles, data)
+        gate.check_models(contenders, config)
         reference = None
         if against is not None:
             from edgetl.bench.revision import bundle_at
+            from edgetl.bundle import open_bundle
 
             name, path = stack.enter_context(bundle_at(against))
-            reference = judge.contender(name, path, data)
+            reference = replace(contenders[0], name=name, path=path)  # the same pictures for both
+            open_bundle(path)
         measured, lost = _on_devices(display, where, _Task(contenders, reference, config, wheelhouse), gate)
     for result, verdict in () if quiet else measured:
         show_results(display, result)
         if verdict is not None:
             show_verdict(display, verdict)
-    found = [result.to_dict() | ({} if v is None else {"gate": v.to_dict()}) for result, v in measured]
+    found = [result.to_dict() | ({"gate": v.to_dict()} if v is not None and v.checks else {}) for result, v in measured]
     emit_json(json_out, found[0] if len(where) == 1 and found else found)
-    judged = [(result, verdict) for result, verdict in measured if verdict is not None]
+    judged = [(result, v) for result, v in measured if v is not None and not limits.empty]
     reports.write(judged)
     if history is not None:
         for result, _ in measured:
@@ -160,6 +163,7 @@ def _on_devices(
 ) -> tuple[list[tuple[Result, Verdict | None]], list[str]]:
     """Returns what each device gave, in order, and what went wrong; boards run at once, this machine after them."""
     from edgetl.bench import Result, Verdict
+    from edgetl.errors import EdgetlError
 
     found: dict[int, tuple[Result, Verdict | None]] = {}
     lost = []
@@ -179,7 +183,12 @@ def _on_devices(
             found[number] = result, gate.judge(result) if told is None else Verdict.from_dict(told)
     for number, board in enumerate(where):
         if board is None:
-            found[number] = _here(display, task, gate)
+            try:
+                found[number] = _here(display, task, gate)
+            except EdgetlError as error:
+                if len(where) == 1:
+                    raise
+                lost.append(f"local: {error}")
     return [found[number] for number in sorted(found)], lost
 
 
@@ -251,7 +260,9 @@ class _Gate:
     baseline: str | None
     earlier: Result | None = None
 
-    def check(self, bundles: Sequence[str], reports: _Reports) -> None:
+    def check(
+        self, bundles: Sequence[str], reports: _Reports, config: BenchConfig, where: Sequence[Board | None]
+    ) -> None:
         """Refuses options that contradict each other, before anything is measured."""
         from edgetl.errors import InputError
 
@@ -261,6 +272,10 @@ class _Gate:
             raise InputError(f"--against compares one BUNDLE with its reference, {len(bundles)} were given")
         if self.limits.max_regression is not None and self.against is None and self.baseline is None:
             raise InputError("--max-regression needs something to compare with: --against BUNDLE or --baseline FILE")
+        if self.against is not None and len(config.engines) > 1:
+            raise InputError("--against measures on one engine: give --engine once")
+        if self.baseline is not None and len(where) > 1:
+            raise InputError("--baseline is of one machine: give one --device")
         if self.baseline is not None and self.limits.max_regression is None and self.limits.max_drop is None:
             raise InputError("--baseline needs a limit: --max-regression 5% or --max-drop 0.5pt")
         if reports != _Reports(None, None) and self.limits.empty:
@@ -268,13 +283,31 @@ class _Gate:
                 "--junit and --markdown report a gate's checks: give a limit, --max-drop 0.5pt for example"
             )
 
+    def check_models(self, contenders: Sequence[Contender], config: BenchConfig) -> None:
+        """Refuses what the bundles already tell cannot be judged."""
+        from edgetl.bundle import open_bundle
+        from edgetl.errors import InputError
+
+        absent = config.variants and "fp32" not in config.variants
+        if absent and self.limits.max_drop is not None and self.against is None and self.baseline is None:
+            raise InputError("--max-drop compares variants with their FP32: add --variant fp32")
+        for contender in contenders:
+            labels = open_bundle(contender.path).spec.labels
+            for label in self.limits.min_recall:
+                if label not in labels:
+                    known = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+                    raise InputError(f"--min-recall {label}: {contender.name} has no such class; it knows {known}")
+        if contenders[0].dataset is None and (self.limits.max_drop is not None or self.limits.min_recall):
+            raise InputError("--max-drop and --min-recall judge on pictures: give --data")
+
     def judge(self, result: Result) -> Verdict | None:
         """Judges a result that was not measured against a reference; None where there is nothing to judge."""
-        from edgetl.bench import Verdict, baseline_checks, fp32_checks, recall_checks
+        from edgetl.bench import Verdict, answer_checks, baseline_checks, fp32_checks, recall_checks
 
         if self.limits.empty:
             return None
         checks = [check for entry in result.entries for check in recall_checks(entry, self.limits.min_recall)]
+        checks += answer_checks(result.entries)
         if self.earlier is not None and self.baseline is not None:
             checks = [*baseline_checks(result, self.earlier, self.limits, self.baseline), *checks]
         elif self.limits.max_drop is not None:

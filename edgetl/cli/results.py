@@ -115,8 +115,10 @@ def _show_energy(display: Display, entries: Sequence[Entry]) -> None:
 
 def show_verdict(display: Display, verdict: Verdict) -> None:
     """Prints every check of a gate."""
+    for note in verdict.notes:
+        display.note(note)
+    if not verdict.checks:
+        return
     rows = [[check.model, check.what, _STATES[check.state], check.text] for check in verdict.checks]
     against = f", against {verdict.against}" if verdict.against else ""
     display.table(f"gate{against}", ("model", "check", "", "finding"), rows, text=4)
-    for note in verdict.notes:
-        display.note(note)
