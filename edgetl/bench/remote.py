@@ -226,6 +226,7 @@ def _table(luggage: _Luggage, contender: Contender, tables: dict[tuple[str, str]
 def _connected(board: Board) -> Iterator[Any]:
     """Gives a paramiko client whose host key was checked."""
     import paramiko
+    from paramiko.ssh_exception import NoValidConnectionsError
 
     client = paramiko.SSHClient()
     client.load_system_host_keys()
@@ -259,7 +260,14 @@ def _connected(board: Board) -> Iterator[Any]:
         raise EngineError(
             f"{host}: lets nobody in with these keys ({error}): ssh-copy-id, or identity: in boards.yaml"
         ) from None
-    except (paramiko.SSHException, ConnectionError, TimeoutError, socket.gaierror, EOFError) as error:
+    except (
+        paramiko.SSHException,
+        NoValidConnectionsError,
+        ConnectionError,
+        TimeoutError,
+        socket.gaierror,
+        EOFError,
+    ) as error:
         raise EngineError(f"{host}: connection failed or was lost ({_words(error)})") from None
     except OSError as error:  # a full disk there, a file that is gone here
         raise EngineError(f"{host}: copying failed ({_words(error)})") from None

@@ -10,8 +10,8 @@ from edgetl.bench.compare import (
     compare,
     compare_all,
     compare_runs,
+    compare_with_both,
     corrected,
-    midpoint,
     rank_sum_p,
     signed_rank_p,
 )
@@ -109,11 +109,44 @@ def test_many_sides_are_compared_with_one_and_their_p_corrected():
     assert [c.p for c in found] == corrected([compare(side, theirs).p for side in sides])
 
 
-def test_the_midpoint_has_less_noise_than_either_copy():
+def test_both_copies_of_a_reference_give_less_noise_and_no_bias():
+    """Call times are skewed: the mean of two copies' calls would make the third seem faster."""
     rng = np.random.default_rng(5)
-    one, other = ([rng.lognormal(0, 0.1, 5000)] for _ in "ab")
-    [middle] = midpoint(one, other)
-    assert np.log(middle).std() == pytest.approx(0.1 / np.sqrt(2), rel=0.05)
+
+    def sides():
+        return [[1e6 * (1 + rng.exponential(0.05, 150)) * rng.lognormal(0, 0.007) for _ in range(6)] for _ in range(3)]
+
+    both, one = [], []
+    for _ in range(150):
+        ours, first, second = sides()
+        both.append(np.log(compare_with_both(ours, first, second).ratio))
+        one.append(np.log(compare(ours, first).ratio))
+    assert abs(np.mean(both)) < 0.0012  # four standard errors
+    assert np.std(both) < 0.95 * np.std(one)
+
+
+def test_a_process_in_trouble_decides_nothing():
+    rng = np.random.default_rng(6)
+    theirs = [rng.lognormal(0, 0.01, 100) for _ in range(6)]
+    ours = [process * rng.lognormal(0, 0.01, 100) for process in theirs]
+    ours[3] = ours[3] * 2.5
+    found = compare(ours, theirs)
+    assert found.ratio == pytest.approx(1, abs=0.01)
+    assert found.high - found.low < 0.03
+    from scipy.stats import trim_mean
+
+    medians = [np.median(np.log(a / b)) for a, b in zip(ours, theirs, strict=True)]
+    assert np.log(found.ratio) == pytest.approx(trim_mean(medians, 0.2))
+
+
+def test_the_trimmed_interval_is_yuens():
+    """Worked by hand: six values, one cut at either end, four kept, winsorized to 0.01 ... 0.04."""
+    values = np.array([0.00, 0.01, 0.02, 0.03, 0.04, 0.50])
+    found = compare([np.full(40, np.exp(v)) for v in values], [np.full(40, 1.0)] * 6)
+    winsorized = np.array([0.01, 0.01, 0.02, 0.03, 0.04, 0.04])
+    error = winsorized.std(ddof=1) * np.sqrt(5 / (4 * 3))
+    assert np.log(found.ratio) == pytest.approx(0.025)
+    assert np.log(found.high) == pytest.approx(0.025 + stats.t.ppf(0.975, 3) * error, rel=1e-3)
 
 
 @given(st.lists(st.integers(-20, 20), min_size=15, max_size=60).filter(lambda v: len({abs(x) for x in v if x}) > 2))

@@ -68,8 +68,11 @@ def write(root, path, text):
     file.write_text(text)
 
 
-def test_a_fake_tree_of_a_jetson_is_read(tmp_path):
-    write(tmp_path, "proc/stat", "cpu  100 20 30 4000 50 6 7 80 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+def test_a_fake_tree_of_a_jetson_is_read(tmp_path, monkeypatch):
+    core = min(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {core})
+    others = "cpu999 9 9 9 9 9 9 9 9 0 0\n"  # of a core that this process may not use
+    write(tmp_path, "proc/stat", f"cpu  1 1 1 1 1 1 1 1 0 0\ncpu{core} 100 20 30 4000 50 6 7 80 0 0\n{others}")
     write(tmp_path, "sys/class/thermal/thermal_zone0/temp", "48500\n")
     write(tmp_path, "sys/class/thermal/thermal_zone1/temp", "-256000\n")
     write(tmp_path, "sys/class/thermal/cooling_device0/type", "pwm-fan\n")
@@ -116,3 +119,4 @@ def test_machines_are_told_apart(tmp_path):
         write(root, "etc/machine-id", f"{name * 32}\n")
     assert fingerprint(one)["machine"] == fingerprint(one)["machine"] != fingerprint(other)["machine"]
     assert "a" * 32 not in str(fingerprint(one))
+    assert fingerprint(tmp_path / "a container without a name")["machine"] is None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bench.test_result import RESULT
 
+from edgetl.bench.conditions import Conditions
 from edgetl.bench.history import append_history, changes, read_history
 from edgetl.cli.main import run
 from edgetl.errors import InputError
@@ -21,7 +22,8 @@ def grown(path, levels, seed=0):
     for when, level in zip(WHEN, levels, strict=False):
         ns = round(level * 1e6 * rng.lognormal(0, 0.01))
         entry = dataclasses.replace(RESULT.entries[0], samples_ns=[[ns] * 3] * 3)
-        append_history(path, dataclasses.replace(RESULT, entries=(entry,), created=when))
+        fit = dataclasses.replace(RESULT, entries=(entry,), created=when, conditions=Conditions())
+        append_history(path, fit)
 
 
 def test_a_result_becomes_a_line_for_each_model(tmp_path):
@@ -59,6 +61,23 @@ def test_planted_changes_are_named_and_noise_is_not():
     assert sum(bool(c) for c in flat) <= 8  # 5 % of 60, and three standard errors
     assert changes(np.array([1.0] * 20)) == []
     assert changes(np.array([1.0, 2.0, 3.0])) == []
+
+
+def test_timings_of_an_invalid_run_are_no_part_of_the_trend(tmp_path):
+    path = tmp_path / "h.jsonl"
+    append_history(path, RESULT)
+    [series] = read_history(path)
+    assert len(series.values("p50")[1]) == 0
+    assert len(series.values("top1")[1]) == 2
+
+
+def test_other_threads_are_another_series(tmp_path):
+    path = tmp_path / "h.jsonl"
+    append_history(path, RESULT)
+    append_history(path, dataclasses.replace(RESULT, settings={"threads": 4, "data": []}))
+    assert [series.name for series in read_history(path)] == [
+        "parts.edgetl int8-x86 cpu", "parts.edgetl int8-x86 cpu 4 threads",
+    ]  # fmt: skip
 
 
 def test_one_outlier_is_no_level():

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -15,8 +16,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from bench.test_result import RESULT
 
 from edgetl.bench.boards import Board, boards_named
+from edgetl.bench.remote import _KEEPER, _START, _Luggage
 from edgetl.bench.wheelhouse import own_wheel, requirements, wheels_for
 from edgetl.cli.main import run
 from edgetl.errors import EngineError, InputError
@@ -284,9 +287,55 @@ def test_names_that_cannot_be_used(tmp_path, monkeypatch, device, text, message)
     assert "\n" not in str(caught.value)
 
 
-def test_a_board_stands_once():
+@pytest.mark.parametrize("other", ["ssh://a", "ssh://me@a:22", "local"])
+def test_a_board_stands_once(other):
+    first = "local" if other == "local" else "ssh://a"
     with pytest.raises(InputError, match="stands twice"):
-        boards_named(["ssh://a", "ssh://a"], None)
+        boards_named([first, other], None)
+    assert len(boards_named(["ssh://a", "ssh://a:2222"], None)) == 2
+
+
+def test_names_that_things_have_at_home():
+    luggage = _Luggage(
+        names={"bundle1.edgetl": "old.edgetl", "bundle10.edgetl": "ten.edgetl", "data0/000001.png": "/p/x.png"}
+    )
+    there = {
+        "a": ["bundle10.edgetl fp32", "/tmp/e/data0/000001.png", "bundle1.edgetl"],
+        "b": "bundle1.edgetl: odd\x1b[2J",
+    }
+    plain = RESULT.to_dict()
+    found = luggage.at_home(json.dumps({**plain, **there}).encode(), "orin", "/tmp/e")
+    assert found["a"] == ["ten.edgetl fp32", "/p/x.png", "old.edgetl"]
+    assert found["b"] == "bundle1.edgetl: odd�[2J"
+    assert found["device"] == "orin"
+    for damaged in (b"{", b"5", b'{"format_version": 2}', b'{"results": 3}'):
+        with pytest.raises(EngineError, match="damaged"):
+            luggage.at_home(damaged, "orin", "/tmp/e")
+
+
+def test_a_folder_is_gone_even_if_the_connection_breaks_while_it_is_filled(tmp_path):
+    """The keeper alone, as sshd would run it: its standard input ends in the middle of unpacking."""
+    for _ in range(4):
+        command = [sys.executable, "-c", f"{_START}"]
+        keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        source = f"{_KEEPER.read_text()}\nmain({str(tmp_path)!r})\n".encode()
+        keeper.stdin.write(f"{len(source)}\n".encode() + source)
+        keeper.stdin.flush()
+        folder = Path(json.loads(keeper.stdout.readline())["folder"])
+        with zipfile.ZipFile(folder / "many.whl", "w") as wheel:
+            for number in range(3000):
+                wheel.writestr(f"package/{number}.py", "x = 1\n")
+        with tarfile.open(folder / "luggage.tar", "w"):
+            pass
+        job = {"luggage": "luggage.tar", "wheels": ["many.whl"], "arguments": ["-c", "import time; time.sleep(60)"]}
+        keeper.stdin.write((json.dumps(job) + "\n").encode())
+        keeper.stdin.flush()
+        while not (folder / "site" / "package").exists():
+            time.sleep(0.001)
+        keeper.stdin.close()
+        keeper.wait(timeout=20)
+        keeper.stdout.close()
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_the_wheel_is_one_that_pip_takes(tmp_path):

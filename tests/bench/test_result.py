@@ -107,7 +107,8 @@ def test_a_result_comes_back_from_its_file(tmp_path):
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "has format_version None"),
+        ("[]", "holds the results of several devices"),
+        ("5", "has format_version None"),
         ('{"format_version": 1}', "has format_version 1, this edgetl reads 2: measure it again"),
         ('{"format_version": 2}', "is no result of edgetl bench"),
         ('{"format_version": 2, "conditions": 5}', "is no result of edgetl bench"),
