@@ -129,6 +129,7 @@ _EXTRAS = {
     "onnxruntime": "cpu",
     **dict.fromkeys(("tensorrt", "cuda"), "tensorrt"),
     "tensorrt_rtx": "rtx",
+    **dict.fromkeys(("jinja2", "matplotlib"), "report"),
 }
 
 

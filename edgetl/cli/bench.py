@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgetl.cli.options import COUNTS, PATH, RATE, RECALL, emit_json, json_option
+from edgetl.cli.options import COUNTS, PATH, RATE, RECALL, emit_html, emit_json, html_option, json_option
 
 if TYPE_CHECKING:
     from edgetl.bench import BenchConfig, Contender, Limits, Result, Verdict
@@ -57,6 +57,7 @@ __all__ = ["bench"]
 @click.option("--min-recall", type=RECALL, multiple=True, help="Exit 1 if a class is found less often; repeatable.")
 @click.option("--junit", type=PATH, help="Write the gate's checks as JUnit XML.")
 @click.option("--markdown", type=PATH, help="Append the gate's checks as Markdown, for $GITHUB_STEP_SUMMARY.")
+@html_option
 @json_option
 def bench(
     bundles: Sequence[str],
@@ -79,6 +80,7 @@ def bench(
     min_recall: Sequence[tuple[str, float]],
     junit: Path | None,
     markdown: Path | None,
+    html_out: Path | None,
     json_out: str | None,
 ) -> None:
     """Compare every variant of the BUNDLEs on this machine.
@@ -92,6 +94,7 @@ def bench(
     from edgetl.cli.display import Display
     from edgetl.cli.results import show_results, show_verdict
     from edgetl.errors import GateError
+    from edgetl.report import bench_report
 
     config = BenchConfig(tuple(variants), tuple(engines), processes, seconds, threads, fps, batches, energy)
     limits = Limits(max_regression, max_drop, dict(min_recall))
@@ -104,7 +107,9 @@ def bench(
     show_results(display, result)
     if verdict is not None:
         show_verdict(display, verdict)
-    emit_json(json_out, result.to_dict() | ({} if verdict is None else {"gate": verdict.to_dict()}))
+    whole = result.to_dict() | ({} if verdict is None else {"gate": verdict.to_dict()})
+    emit_json(json_out, whole)
+    emit_html(html_out, lambda: bench_report([whole]))
     if verdict is not None:
         _write_verdict(verdict, result, junit, markdown)
         if not verdict.ok:
