@@ -33,8 +33,13 @@ def bench_report(results: Sequence[Mapping[str, Any]]) -> str:
     sections = [_device(result, thumbnails) for result in results]
     if not sections:
         sections = [Section("Nothing to show", [Notes(["No result was given."])])]
-    created = ", ".join(dict.fromkeys(str(result["created"]) for result in results))
+    created = ", ".join(dict.fromkeys(_when(str(result["created"])) for result in results))
     return html_from_page(Page("Benchmark", _lede(results), sections, f"Measured {created} by edgetl bench."))
+
+
+def _when(created: str) -> str:
+    """Returns a moment of ISO 8601 in UTC as people write it."""
+    return created.removesuffix("+00:00").replace("T", " ") + " UTC"
 
 
 def _lede(results: Sequence[Mapping[str, Any]]) -> str:
@@ -157,7 +162,7 @@ def _fold(row: Row, thumbnails: Thumbnails) -> Fold:
         aside = f"top-1 {percent(classification['top1'])} of {count(classification['pictures'], 'picture')}"
     blocks: list[Block] = [] if is_reference else fidelity_blocks(fidelity, thumbnails)
     if classification:
-        blocks += [*_macro(classification), *confusion(classification)]
+        blocks.append(Grid([*_macro(classification), *confusion(classification)]))
     return Fold(row.name, blocks, aside)
 
 
@@ -177,7 +182,8 @@ def _notes(rows: Sequence[Row]) -> list[Block]:
             said.setdefault(note, []).append(row.name)
     if not said:
         return []
-    return [Section("Not measured", [Notes([f"{listed(names)}: {note}" for note, names in said.items()])], 3)]
+    lines = [f"{note} ({'all' if len(names) == len(rows) else listed(names)})" for note, names in said.items()]
+    return [Section("Not measured", [Notes(lines)], 3)]
 
 
 def _machine(result: Mapping[str, Any]) -> Section:

@@ -152,7 +152,7 @@ def axis(axes: Axes, which: str, name: str, limits: tuple[float, float], *, loga
     drawn_axis = getattr(axes, f"{which}axis")
     if not logarithmic:
         drawn_axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    elif limits[1] / limits[0] > 50:
+    elif limits[1] / limits[0] > 200:
         drawn_axis.set_major_locator(LogLocator(numticks=8))
     else:
         drawn_axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
@@ -184,7 +184,7 @@ def curves(
         parts: Where a stretch of x begins, and its name.
         from_zero: Whether y begins at zero.
     """
-    names = [fitted(line.label, 150) for line in lines]
+    names = [fitted(line.label, 130) for line in lines]
     height, top, foot = 230.0, 34.0, 40.0
     right = max((width_of(name) for name in names), default=0.0) + 12
     figure, axes = canvas(height, left=40, right=right, top=top, bottom=foot)
@@ -207,7 +207,9 @@ def curves(
     _name_ends(axes, lines, names, height - top - foot)
     for begin, name in parts:
         axes.axvline(begin, color=colour("muted"), linewidth=1, dashes=(2, 2))
-        axes.text(begin, 1.02, f" {name}", transform=axes.get_xaxis_transform(), color=colour("muted"))
+        at = float(axes.transData.transform((begin, 0.0))[0])
+        side = "left" if at + width_of(name) + 4 < WIDTH else "right"
+        axes.text(begin, 1.02, f" {name} ", ha=side, transform=axes.get_xaxis_transform(), color=colour("muted"))
     return svg_from_figure(figure, label)
 
 

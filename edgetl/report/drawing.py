@@ -24,7 +24,7 @@ __all__ = ["FONT", "ID_MARK", "SERIES", "WIDTH", "canvas", "colour", "drawn", "f
 
 P = ParamSpec("P")
 
-WIDTH = 400.0  # of every chart, in its own units: about the pixels of a phone
+WIDTH = 360.0  # of every chart, in its own units: about the pixels of a phone
 FONT = 11.0
 SERIES = ("s0", "s1", "s2", "s3", "s4", "s5")
 ID_MARK = "edgetl-id-"  # stands before every id, so that a page can make them unique
@@ -32,8 +32,9 @@ ID_MARK = "edgetl-id-"  # stands before every id, so that a page can make them u
 _NAMES = ("ink", "muted", "line", "paper", "bad", *SERIES)
 _COLOURS = {name: f"#0e1f{number:02x}" for number, name in enumerate(_NAMES)}
 _VARIABLES = {code: f"var(--{name})" for name, code in _COLOURS.items()}
-_NARROW = 0.58  # of the font's size: the usual width of a letter in the fonts of today's systems
-_WIDE = 1.0
+# Widths of letters over the font's size, by DejaVu Sans, the widest among the fonts of today's systems.
+_WIDTHS = {**dict.fromkeys("fijltI.,:;'|!()[] -", 0.4), **dict.fromkeys("mwMWQ@%…→", 1.0)}
+_SMALL, _CAPITAL, _FULL = 0.63, 0.75, 1.0
 
 
 def colour(name: str) -> str:
@@ -85,7 +86,16 @@ def canvas(height: float, *, left: float, right: float, top: float, bottom: floa
 
 def width_of(text: str, size: float = FONT) -> float:
     """Returns about how wide a text will be, in whatever font the reader's system has."""
-    return size * sum(_WIDE if unicodedata.east_asian_width(c) in "WF" else _NARROW for c in text)
+    return size * sum(map(_width, text))
+
+
+def _width(letter: str) -> float:
+    known = _WIDTHS.get(letter)
+    if known is not None:
+        return known
+    if unicodedata.east_asian_width(letter) in "WF":
+        return _FULL
+    return _CAPITAL if letter.isupper() else _SMALL
 
 
 def fitted(text: str, width: float, size: float = FONT) -> str:

@@ -88,7 +88,7 @@ def _drops(manifest: Mapping[str, Any]) -> list[Block]:
     allowed = manifest["provenance"].get("max_drop")
     limit = "" if allowed is None else f" The limit was {points(allowed).lstrip('+')}."
     caption = f"Paired bootstrap over pictures; positive is worse.{limit}"
-    return [Table(("variant", "drop", "at least", "at most"), rows, 1, "Top-1 lost, 95 % interval", caption)]
+    return [Table(("variant", "drop", "from", "to"), rows, 1, "Top-1 lost, 95 % interval", caption)]
 
 
 def _kept(fidelity: Mapping[str, Any]) -> list[Block]:

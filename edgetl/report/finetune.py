@@ -18,7 +18,6 @@ History = Sequence[Mapping[str, Any]]
 
 _CLASSES_DRAWN = 32
 _CLASSES_LISTED = 1000
-_STAGES = {"probe": "probe: head alone", "tune": "tune: on pictures"}
 _LARGEST_TABLE = 200  # epochs
 
 
@@ -85,7 +84,10 @@ _CURVES = {
 }
 _LINES = {"train": "s1", "val": "s2", "select": "s3", "lr": "s4"}
 _CAPTIONS = {
-    "Loss": "Train counts augmented pictures and smoothed labels where these are used, so it may lie above val.",
+    "Loss": (
+        "Train counts augmented pictures and smoothed labels where these are used, so it may lie above val. A probe "
+        "trains the head alone, tune goes on with the network."
+    ),
     "Top-1": "Of validation pictures, after each epoch; no epoch is chosen by it.",
     "Learning rate": "Of the head; deeper blocks have less by the layer decay.",
 }
@@ -101,7 +103,7 @@ def _parts(rows: History) -> list[tuple[float, str]]:
     """Returns where each stage begins, if there are several."""
     stages = [str(row.get("stage", "")) for row in rows]
     begins = [i for i in range(len(stages)) if i == 0 or stages[i] != stages[i - 1]]
-    return [(i + 0.5, _STAGES.get(stages[i], stages[i])) for i in begins] if len(begins) > 1 else []
+    return [(i + 0.5, stages[i]) for i in begins] if len(begins) > 1 else []
 
 
 def _classes(val: Mapping[str, Any]) -> list[Block]:

@@ -21,7 +21,7 @@ _HEIGHT = 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 34.0, 40.0
 _RADIUS = 5.0
 _HIGHEST = 100.0  # percent
-_LONGEST_NAME = 170.0
+_LONGEST_NAME = 160.0
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,13 @@ _READER = PreprocessSpec(size=(_SIDE, _SIDE), resize_to=_SIDE, decode="reduced")
 
 @dataclass
 class Thumbnails:
-    """The pictures of one page, which share a number of bytes."""
+    """The pictures of one page.
 
-    _left: int = _LARGEST_PAGE
+    Attributes:
+        room: Characters that are left for all of them.
+    """
+
+    room: int = _LARGEST_PAGE
     _made: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def get(self, path: str) -> tuple[str, str]:
@@ -31,9 +35,9 @@ class Thumbnails:
         if path not in self._made:
             self._made[path] = _thumbnail(path)
         uri, why = self._made[path]
-        if len(uri) > self._left:
+        if len(uri) > self.room:
             return "", "not shown: this page has enough pictures"
-        self._left -= len(uri)
+        self.room -= len(uri)
         return uri, why
 
 
