@@ -162,7 +162,7 @@ def _fold(row: Row, thumbnails: Thumbnails) -> Fold:
         aside = f"top-1 {percent(classification['top1'])} of {count(classification['pictures'], 'picture')}"
     blocks: list[Block] = [] if is_reference else fidelity_blocks(fidelity, thumbnails)
     if classification:
-        blocks.append(Grid([*_macro(classification), *confusion(classification)]))
+        blocks.append(Grid([*confusion(classification), *_macro(classification)]))
     return Fold(row.name, blocks, aside)
 
 

@@ -173,7 +173,7 @@ def test_a_variant_that_decides_as_fp32_does_is_only_named():
     html = bench_report([result([*rows, entry()], data=data_of("parts.edgetl"))])
 
     assert "Decide every picture as FP32 does: fp16, int8-arm." in html
-    assert html.count("Confusion matrix</h4>") == 1
+    assert html.count("Confusion matrix</h3>") == 1
 
 
 @pytest.mark.parametrize("names", [HOSTILE, SCRIPTS], ids=["hostile", "scripts"])
