@@ -145,13 +145,17 @@ def _density(
     return (np.exp(centres) if logarithmic else centres)[kept], (smooth / smooth.max())[kept]
 
 
-def axis(axes: Axes, which: str, name: str, limits: tuple[float, float], *, logarithmic: bool = False) -> None:
-    """Gives an axis a few round ticks, a faint grid and its name."""
+def axis(
+    axes: Axes, which: str, name: str, limits: tuple[float, float], *, logarithmic: bool = False, whole: bool = False
+) -> None:
+    """Gives an axis a few round ticks, a faint grid and its name; ``whole`` ticks are integers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     drawn_axis = getattr(axes, f"{which}axis")
     if not logarithmic:
-        drawn_axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        drawn_axis.set_major_locator(
+            MaxNLocator(5, steps=[1, 2, 5, 10] if whole else [1, 2, 2.5, 5, 10], integer=whole)
+        )
     elif limits[1] / limits[0] > 200:
         drawn_axis.set_major_locator(LogLocator(numticks=8))
     else:
@@ -202,7 +206,7 @@ def curves(
         axis(axes, "x", x_name, axes.get_xlim(), logarithmic=True)
         axes.set_xticks(ticks, [plain(tick) for tick in ticks])
     else:
-        axis(axes, "x", x_name, axes.get_xlim())
+        axis(axes, "x", x_name, axes.get_xlim(), whole=True)
     figure.text(0, 1 - 4 / height, y_name, va="top", color=colour("muted"))
     _name_ends(axes, lines, names, height - top - foot)
     for begin, name in parts:

@@ -65,12 +65,12 @@ def _left_out(metrics: Mapping[str, Any]) -> list[Block]:
 
 
 def _learning(rows: History) -> list[Block]:
-    """Returns the learning curves; x counts epochs over all stages."""
+    """Returns the learning curves; x counts epochs over all stages, and one epoch is no curve."""
     parts = _parts(rows)
     found: list[Block] = []
     for title, (unit, factor, columns) in _CURVES.items():
         lines = [_line(rows, column, factor) for column in columns]
-        lines = [line for line in lines if line.ys]
+        lines = [line for line in lines if len(line.ys) > 1]
         if lines:
             svg = curves(lines, "epoch, counted over all stages", unit, f"{title} by epoch", parts=parts)
             found.append(Chart(title, svg, _CAPTIONS[title]))

@@ -36,7 +36,7 @@ def decibels(value: float | None) -> str:
     """Returns dB; what is equal to the last bit says so."""
     if value is None:
         return NOTHING
-    return "exact" if value >= 300 else f"{value:.1f} dB"
+    return "exact" if value >= 300 else f"{value:.1f} dB".replace("-", "−")
 
 
 def ratio(value: float | None) -> str:
