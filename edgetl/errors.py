@@ -130,6 +130,7 @@ _EXTRAS = {
     **dict.fromkeys(("tensorrt", "cuda"), "tensorrt"),
     "tensorrt_rtx": "rtx",
     "paramiko": "remote",
+    **dict.fromkeys(("jinja2", "matplotlib"), "report"),
 }
 
 

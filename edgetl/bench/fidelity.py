@@ -137,8 +137,8 @@ def fidelity_text(name: str, report: dict[str, Any]) -> list[str]:
         if row["recall"] < row["recall_reference"]
     ]
     lines += [
-        f"  {flip['picture']}: {flip['reference']} ({flip['reference_confidence']:.2f}) -> "
-        f"{flip['now']} ({flip['confidence']:.2f})"
+        f"  {flip['picture'] + ': ' if 'picture' in flip else ''}{flip['reference']} "
+        f"({flip['reference_confidence']:.2f}) -> {flip['now']} ({flip['confidence']:.2f})"
         for flip in report["worst_flips"][:3]
     ]
     return lines

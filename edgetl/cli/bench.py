@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgetl.cli.options import COUNTS, PATH, RATE, RECALL, emit_json, json_option
+from edgetl.cli.options import COUNTS, PATH, RATE, RECALL, emit_html, emit_json, html_option, json_option
 
 if TYPE_CHECKING:
     from edgetl.bench import BenchConfig, Contender, Limits, Result, Verdict
@@ -66,6 +66,7 @@ __all__ = ["bench"]
 @click.option("--history", type=PATH, help="Append the result to this file; edgetl history draws it.")
 @click.option("--junit", type=PATH, help="Write the gate's checks as JUnit XML.")
 @click.option("--markdown", type=PATH, help="Append the gate's checks as Markdown, for $GITHUB_STEP_SUMMARY.")
+@html_option
 @click.option("--quiet", is_flag=True, help="Say how it goes, and leave the result to --json and the other files.")
 @json_option
 def bench(
@@ -94,6 +95,7 @@ def bench(
     junit: Path | None,
     markdown: Path | None,
     quiet: bool,
+    html_out: Path | None,
     json_out: str | None,
 ) -> None:
     """Compare every variant of the BUNDLEs on this machine.
@@ -109,6 +111,7 @@ def bench(
     from edgetl.cli.display import Display
     from edgetl.cli.results import show_results, show_verdict
     from edgetl.errors import EngineError, GateError
+    from edgetl.report import bench_report
 
     config = BenchConfig(tuple(variants), tuple(engines), processes, seconds, threads, fps, batches, energy)
     limits = Limits(max_regression, max_drop, dict(min_recall))
@@ -136,6 +139,7 @@ def bench(
             show_verdict(display, verdict)
     found = [result.to_dict() | ({"gate": v.to_dict()} if v is not None and v.checks else {}) for result, v in measured]
     emit_json(json_out, found[0] if len(where) == 1 and found else found)
+    emit_html(html_out, lambda: bench_report(found))
     judged = [(result, v) for result, v in measured if v is not None and not limits.empty]
     reports.write(judged)
     if history is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -132,18 +133,39 @@ class Display:
         columns = ("variant", "MB", "top-1", "drop", "flips", "SQNR dB", "latency x fp32", "recommended")
         self.table("variants", columns, rows)
 
-    def fidelity(self, bundle: Bundle) -> None:
-        """Says what became of FP32's decisions, and which layers stay in float for their cost."""
+    def fidelity(self, bundle: Bundle, reports: Mapping[str, Any] | None = None, root: str = "") -> None:
+        """Says what became of FP32's decisions, and which layers stay in float for their cost.
+
+        Args:
+            bundle: That was judged.
+            reports: With the paths of pictures; without them the bundle's own, which has none.
+            root: Of the data, which paths in it begin at.
+        """
         from edgetl.bench import fidelity_text
 
-        for name, report in bundle.manifest["proof"].get("fidelity", {}).items():
+        for name, report in (bundle.manifest["proof"].get("fidelity", {}) if reports is None else reports).items():
             if name.startswith("int8"):
-                for line in fidelity_text(name, report):
+                for line in fidelity_text(name, _named(report, root)):
                     self.console.print(line)
         spared = (bundle.manifest["provenance"].get("int8") or {}).get("spared", {})
         for target, layers in spared.items():
             if layers:
                 self.console.print(f"int8-{target}: left in float for their cost: {', '.join(layers)}")
+
+
+def _named(report: Mapping[str, Any], root: str) -> dict[str, Any]:
+    """Returns a fidelity report whose pictures are named by their paths inside the data."""
+    flips = [
+        {**flip, "picture": _relative(Path(flip["picture"]), Path(root))} if "picture" in flip else flip
+        for flip in report["worst_flips"]
+    ]
+    return {**report, "worst_flips": flips}
+
+
+def _relative(path: Path, root: Path) -> str:
+    root = root.resolve()
+    root = root.parent if root.is_file() else root
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgetl.cli.options import PATH, RATE, emit_json, json_option
+from edgetl.cli.options import PATH, RATE, emit_html, emit_json, html_option, json_option
 
 __all__ = ["export"]
 
@@ -48,6 +50,7 @@ __all__ = ["export"]
 )
 @click.option("--allow-leakage", is_flag=True, help="Accept the same picture in two splits.")
 @click.option("--force", is_flag=True, help="Replace an existing bundle.")
+@html_option
 @json_option
 def export(
     source: Path,
@@ -66,14 +69,24 @@ def export(
     with_original: bool,
     allow_leakage: bool,
     force: bool,
+    html_out: Path | None,
     json_out: str | None,
 ) -> None:
     """Export SOURCE, a run of edgetl finetune or an .onnx file with --spec and --data."""
     from edgetl.bundle import check_free
     from edgetl.cli.display import Display
+    from edgetl.cli.layers import layer_costs
     from edgetl.errors import InputError
-    from edgetl.export import ExportConfig, check_original, export_original, export_run, original_name
+    from edgetl.export import (
+        ExportConfig,
+        check_original,
+        export_onnx_file,
+        export_original,
+        export_run,
+        original_name,
+    )
     from edgetl.quantize import QuantizeConfig
+    from edgetl.report import export_report
 
     quantize = QuantizeConfig(method, calib_images, keep_fp16, repair, mixed)
     config = ExportConfig(int8, fp16, quantize, max_drop, calibration=calibration)
@@ -83,25 +96,29 @@ def export(
         raise InputError("--calibration is of INT8: give --int8 too")
     if source.suffix != ".onnx" and spec_file is not None:
         raise InputError("--spec describes an .onnx file; a run has its own")
+    fidelity: list[Mapping[str, Any]] = []
     with Display(json_to_stdout=json_out == "-") as display:
+        options: dict[str, Any] = {"reporter": display, "force": force, "on_fidelity": fidelity.append}
         if source.suffix == ".onnx":
             if with_original:
                 raise InputError("--with-original goes with a run: an .onnx file has no pretrained network beside it")
-            bundles = [_export_onnx(display, source, spec_file, data, allow_leakage, config, out, force)]
+            spec, dataset = _own_model(display, source, spec_file, data, allow_leakage)
+            bundles = [export_onnx_file(source, spec, dataset, config, out, **options)]
         else:
             if with_original:
                 check_original(source, original_name(out), force=force)
             dataset = _run_data(display, source, data, allow_leakage)
-            bundles = [export_run(source, dataset, config, out, reporter=display, force=force)]
+            bundles = [export_run(source, dataset, config, out, **options)]
             if with_original:
                 display.note("the original, with its own head:")
-                bundles.append(
-                    export_original(source, dataset, config, original_name(out), reporter=display, force=force)
-                )
-    for bundle in bundles:
-        display.fidelity(bundle)
+                bundles.append(export_original(source, dataset, config, original_name(out), **options))
+    for bundle, reports in zip(bundles, fidelity, strict=True):
+        display.fidelity(bundle, reports, dataset.root)
         display.console.print(f"{bundle.root}: written, digest {bundle.digest[:12]}")
     emit_json(json_out, [{"bundle": str(bundle.root), **bundle.manifest} for bundle in bundles])
+    targets = [] if html_out is None else [html_out, html_out.with_suffix(f".original{html_out.suffix}")]
+    for bundle, reports, target in zip(bundles, fidelity, targets, strict=False):
+        emit_html(target, partial(export_report, bundle.manifest, reports, layer_costs(bundle)))
 
 
 def _run_data(display: Any, source: Path, data: str | None, allow_leakage: bool) -> Any:
@@ -114,23 +131,15 @@ def _run_data(display: Any, source: Path, data: str | None, allow_leakage: bool)
     )
 
 
-def _export_onnx(
-    display: Any,
-    source: Path,
-    spec_file: Path | None,
-    data: str | None,
-    allow_leakage: bool,
-    config: Any,
-    out: Path,
-    force: bool,
-) -> Any:
+def _own_model(
+    display: Any, source: Path, spec_file: Path | None, data: str | None, allow_leakage: bool
+) -> tuple[Any, Any]:
+    """Returns the spec and the data of somebody's own .onnx file."""
     from edgetl.cli.display import open_data
     from edgetl.errors import InputError
-    from edgetl.export import export_onnx_file
     from edgetl.spec import ModelSpec
 
     if spec_file is None or data is None:
         raise InputError(f"{source}: an .onnx file needs --spec spec.json (what it expects) and --data (pictures)")
     spec = ModelSpec.from_file(spec_file)
-    dataset = open_data(display, data, allow_leakage=allow_leakage)
-    return export_onnx_file(source, spec, dataset, config, out, reporter=display, force=force)
+    return spec, open_data(display, data, allow_leakage=allow_leakage)

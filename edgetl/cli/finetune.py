@@ -130,8 +130,28 @@ def finetune(
         f"{checkpoint.root}: val top-1 {percent(val['top1'])}, macro F1 {percent(val['macro_f1'])} "
         f"on {val['pictures']} pictures"
     )
+    _write_report(display, checkpoint.root, metrics)
     display.note(f"next: edgetl export {checkpoint.root} --int8")
     emit_json(json_out, {"run": str(checkpoint.root), **metrics})
+
+
+def _write_report(display: Any, run: Path, metrics: dict[str, Any]) -> None:
+    """Writes the run's report.html; where what it takes is not installed, the run is complete without it."""
+    import csv
+
+    from edgetl.errors import MissingExtraError
+    from edgetl.finetune.run_folder import RunFolder, read_config
+    from edgetl.report import check_report, finetune_report, write_report
+
+    folder = RunFolder(run)
+    try:
+        check_report()
+    except MissingExtraError as missing:
+        display.note(f"{folder.report.name} was not written: {missing}")
+        return
+    with folder.history.open(encoding="utf-8", newline="") as file:
+        history = list(csv.DictReader(file))
+    write_report(folder.report, finetune_report(metrics, history, read_config(folder.config)[0].to_dict()))
 
 
 def _config(ctx: click.Context, settings: dict[str, Any], config_file: Path | None, resumed: Path | None) -> Any:

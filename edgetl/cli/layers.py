@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from edgetl.bundle import Bundle
     from edgetl.cli.display import Display
 
-__all__ = ["show_layers", "show_plan"]
+__all__ = ["layer_costs", "show_layers", "show_plan"]
 
 _SM = 86  # of the GPU that plans are built for where there is none: Ampere, as in a Jetson Orin
 
 
-def show_layers(display: Display, bundle: Bundle) -> list[dict[str, Any]]:
-    """Prints what INT8 costs each layer, what stays in float, and what the TensorRT builder makes of it."""
+def layer_costs(bundle: Bundle) -> list[dict[str, Any]]:
+    """Returns what INT8 costs each weighted layer, and why it stays in float where it does.
+
+    Keys: ``name, op, weight, shape, alone_db, multiply_adds, in_float`` (reasons by target); None where nobody asked.
+    """
     from edgetl.quantize import TARGETS, Graph, load_onnx, place
 
     graph = Graph(load_onnx(bundle.root / bundle.variant("fp32").file))
@@ -28,8 +31,7 @@ def show_layers(display: Display, bundle: Bundle) -> list[dict[str, Any]]:
         t.name: dict(place(graph, t, record["keyed_by"]["keep_fp16"], decisions["spared"].get(t.name, ())).spared)
         for t in (TARGETS if record else ())
     }
-    built = _built(display, bundle)
-    found = [
+    return [
         {
             "name": node.name,
             "op": node.op_type,
@@ -38,11 +40,18 @@ def show_layers(display: Display, bundle: Bundle) -> list[dict[str, Any]]:
             "alone_db": costs.get(node.name, {}).get("sqnr_db"),
             "multiply_adds": costs.get(node.name, {}).get("share"),
             "in_float": {target: layers[node.name] for target, layers in in_float.items() if node.name in layers},
-            "tensorrt_input": built.get(node.name),
         }
         for node in graph.nodes
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and graph.is_constant(node.input[1])
     ]
+
+
+def show_layers(display: Display, bundle: Bundle) -> list[dict[str, Any]]:
+    """Prints what INT8 costs each layer, what stays in float, and what the TensorRT builder makes of it."""
+    from edgetl.quantize import TARGETS
+
+    built = _built(display, bundle)
+    found = [{**layer, "tensorrt_input": built.get(layer["name"])} for layer in layer_costs(bundle)]
     rows = [
         (
             f["name"],
@@ -52,7 +61,7 @@ def show_layers(display: Display, bundle: Bundle) -> list[dict[str, Any]]:
             "" if f["alone_db"] is None else f"{f['alone_db']:.1f}",
             "" if f["multiply_adds"] is None else f"{f['multiply_adds']:.1%}",
             f["tensorrt_input"] or "",
-            _reasons(f["in_float"], len(in_float)),
+            _reasons(f["in_float"], len(TARGETS)),
         )
         for f in found
     ]
@@ -60,7 +69,7 @@ def show_layers(display: Display, bundle: Bundle) -> list[dict[str, Any]]:
         "name", "op", "weight", "shape", "dB if alone in INT8", "multiply-adds", "TensorRT takes", "in float, for",
     )  # fmt: skip
     display.table("layers", columns, rows, text=3)
-    if record and not costs:
+    if (bundle.root / "calibration.json").exists() and all(f["alone_db"] is None for f in found):
         display.note("no layer was tried alone: none had to stay in float for its cost, or --no-mixed let none")
     return found
 

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["COUNTS", "FLOATS", "PATH", "RATE", "RECALL", "SIZE", "SMS", "emit_json", "json_option"]
+__all__ = [
+    "COUNTS", "FLOATS", "PATH", "RATE", "RECALL", "SIZE", "SMS", "emit_html", "emit_json", "html_option", "json_option",
+]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -130,3 +132,30 @@ def emit_json(target: str | None, data: Any) -> None:
     from edgetl.artifacts import write_json
 
     write_json(Path(target), data)
+
+
+def html_option(function: F) -> F:
+    """Adds ``--html FILE``; what would keep the file from being written is said before anything is measured."""
+    return click.option(
+        "--html",
+        "html_out",
+        type=PATH,
+        callback=_checked_html,
+        help="Write a report as one self-contained page.",
+    )(function)
+
+
+def _checked_html(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not ctx.resilient_parsing:
+        from edgetl.report import check_report
+
+        check_report(value)
+    return value
+
+
+def emit_html(target: Path | None, report: Callable[[], str]) -> None:
+    """Writes a command's report where ``--html`` says, if it was given; it is made only then."""
+    if target is not None:
+        from edgetl.report import write_report
+
+        write_report(target, report())

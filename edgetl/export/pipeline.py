@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ __all__ = [
     "original_name",
 ]
 
+OnFidelity = Callable[[Mapping[str, Any]], None]
+
 _BATCH = 8
 _COMPARED = 8
 
@@ -77,7 +79,14 @@ class ExportConfig:
 
 
 def export_run(
-    run: Path, dataset: Dataset, config: ExportConfig, out: Path, *, reporter: Reporter, force: bool = False
+    run: Path,
+    dataset: Dataset,
+    config: ExportConfig,
+    out: Path,
+    *,
+    reporter: Reporter,
+    force: bool = False,
+    on_fidelity: OnFidelity | None = None,
 ) -> Bundle:
     """Exports a fine-tuned network.
 
@@ -88,6 +97,7 @@ def export_run(
         out: Bundle to write.
         reporter: See there.
         force: Replace an existing bundle.
+        on_fidelity: Called with the fidelity reports by variant: they hold the paths of pictures, a bundle does not.
 
     Raises:
         ExportError: The data is not the run's, or the graph disagrees with torch.
@@ -103,14 +113,21 @@ def export_run(
     network, spec = load_network(checkpoint.path)
     origin = {"kind": "run", "checkpoint_sha256": checkpoint.sha256}
     with new_folder(out, force=force) as folder:
-        job = _Job(folder, spec, dataset, config, reporter)
+        job = _Job(folder, spec, dataset, config, reporter, on_fidelity)
         graph = job.from_module(network, checkpoint.sha256)
         job.finish(graph, origin)
     return open_bundle(out)
 
 
 def export_original(
-    run: Path, dataset: Dataset, config: ExportConfig, out: Path, *, reporter: Reporter, force: bool = False
+    run: Path,
+    dataset: Dataset,
+    config: ExportConfig,
+    out: Path,
+    *,
+    reporter: Reporter,
+    force: bool = False,
+    on_fidelity: OnFidelity | None = None,
 ) -> Bundle:
     """Exports the pretrained network that a run began with, its own head and labels in place.
 
@@ -124,7 +141,7 @@ def export_original(
     check_original(run, out, force=force)
     network, spec = load_network(run / "source.safetensors")
     with new_folder(out, force=force) as folder:
-        job = _Job(folder, spec, dataset, replace(config, calibration=None), reporter, gated=False)
+        job = _Job(folder, spec, dataset, replace(config, calibration=None), reporter, on_fidelity, gated=False)
         graph = job.from_module(network, "")
         job.finish(graph, {"kind": "original"}, extra={"probe_top1": _probe(graph, dataset, reporter)})
     return open_bundle(out)
@@ -153,6 +170,7 @@ def export_onnx_file(
     *,
     reporter: Reporter,
     force: bool = False,
+    on_fidelity: OnFidelity | None = None,
 ) -> Bundle:
     """Exports a user's own ONNX classifier.
 
@@ -168,7 +186,8 @@ def export_onnx_file(
         )
     with new_folder(out, force=force) as folder:
         graph = onnx_from_foreign(source, spec, folder / "model.fp32.onnx")
-        _Job(folder, spec, dataset, config, reporter).finish(graph, {"kind": "onnx", "onnx_sha256": graph.parent})
+        job = _Job(folder, spec, dataset, config, reporter, on_fidelity)
+        job.finish(graph, {"kind": "onnx", "onnx_sha256": graph.parent})
     return open_bundle(out)
 
 
@@ -187,6 +206,7 @@ class _Job:
     dataset: Dataset
     config: ExportConfig
     reporter: Reporter
+    on_fidelity: OnFidelity | None
     gated: bool = True
 
     def from_module(self, network: Any, parent: str) -> OnnxModel:
@@ -219,6 +239,8 @@ class _Job:
             variants = prover.prove(models)
         self.reporter.variants(variants)
         self._gate(variants)
+        if self.on_fidelity is not None:
+            self.on_fidelity(prover.fidelity)
         proof = {**prover.proof(), **(extra or {})}
         write_manifest(self.folder, self.spec, variants, provenance=self._provenance(origin, int8), proof=proof)
 

@@ -117,7 +117,7 @@ class Prover:
         if not np.isfinite(logits).all():
             return replace(variant, recommended=False, reason="answers with NaN or infinity", metrics=metrics)
         if variant.name != "fp32":
-            pictures = [_relative(item.path, self._dataset) for item in self._val]
+            pictures = [str(item.path.resolve()) for item in self._val]
             self._fidelity[variant.name] = fidelity_report(logits, reference, labels, self._spec.labels, pictures)
         return _recommended(variant, metrics, self._max_drop)
 
@@ -139,15 +139,20 @@ class Prover:
             reference, candidate = measure_latency(sides, seconds=self._seconds).samples_ns
         return paired_ratio(candidate, reference)
 
+    @property
+    def fidelity(self) -> dict[str, Any]:
+        """Fidelity reports by variant, with the paths of pictures: for whoever looks, never for a bundle."""
+        return dict(self._fidelity)
+
     def proof(self) -> dict[str, Any]:
-        """Returns the manifest's proof of what was judged."""
+        """Returns the manifest's proof of what was judged; it names no picture."""
         labels = self._labels
         proof: dict[str, Any] = {
             "dataset_digest": self._dataset.digest,
             "val_pictures": len(self._val),
             "cpu": host.cpu_name(),
             "int8_dot": host.has_int8_dot(),
-            "fidelity": self._fidelity,
+            "fidelity": {name: _without_pictures(report) for name, report in self._fidelity.items()},
         }
         if labels is None:
             return {**proof, "fp32": None, "reason": "the data's classes are not among this model's labels"}
@@ -179,13 +184,9 @@ def is_too_much(drop: float, max_drop: float) -> bool:
     return drop > max_drop + 1e-9
 
 
-def _relative(path: Path, dataset: Dataset) -> str:
-    """Returns a picture's path inside its data set, or its name: a bundle holds no path of somebody's machine."""
-    root = Path(dataset.root).resolve()
-    try:
-        return path.resolve().relative_to(root.parent if root.is_file() else root).as_posix()
-    except ValueError:
-        return path.name
+def _without_pictures(report: Mapping[str, Any]) -> dict[str, Any]:
+    flips = [{name: value for name, value in flip.items() if name != "picture"} for flip in report["worst_flips"]]
+    return {**report, "worst_flips": flips}
 
 
 def _overflows(variant: Variant) -> str:

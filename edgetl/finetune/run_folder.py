@@ -27,7 +27,7 @@ Rows = list[dict[str, float | int | str]]
 _FILES = frozenset(
     {
         "checkpoint.safetensors", "source.safetensors", "spec.json", "config.yaml", "history.csv", "metrics.json",
-        "last.ckpt", ".last.ckpt.new",
+        "report.html", "last.ckpt", ".last.ckpt.new",
     }
 )  # fmt: skip
 
@@ -65,6 +65,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """The figures, written last."""
         return self.root / "metrics.json"
+
+    @property
+    def history(self) -> Path:
+        """What each epoch gave."""
+        return self.root / "history.csv"
+
+    @property
+    def report(self) -> Path:
+        """The run for people; written where the extra is installed."""
+        return self.root / "report.html"
 
     @property
     def _replaced(self) -> Path:
@@ -150,7 +160,7 @@ class RunFolder:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_text(self.root / "history.csv", text.getvalue())
+        write_text(self.history, text.getvalue())
 
     def write_spec(self, spec: ModelSpec) -> None:
         """Writes ``spec.json``."""

@@ -45,6 +45,14 @@ def test_the_bundle_holds_every_variant_and_verifies(bundle_path):
     assert (bundle_path / "labels.txt").read_text().split() == ["5", "6", "7", "8", "9"]
 
 
+def test_no_file_of_a_bundle_names_a_picture(bundle_path, new_digits):
+    names = [item.path.name.encode() for item in new_digits.items]
+    for file in bundle_path.iterdir():
+        data = file.read_bytes()
+        assert not [name for name in names if name in data], file.name
+        assert str(new_digits.root).encode() not in data
+
+
 def test_the_proof_is_what_the_graphs_answer(bundle_path, new_digits):
     bundle = open_bundle(bundle_path)
     items = new_digits.split("val")
@@ -140,6 +148,7 @@ def test_raw_samples_and_settings_are_kept(bundle_path, new_digits):
 
 def test_keep_fp16_leaves_a_layer_in_float(transfer_run, new_digits, tmp_path, recorder):
     config = ExportConfig(int8=True, max_drop=1.0, seconds=0.05)
+    seen = []
     with pytest.raises(QuantizationError, match="names no layer"):
         export_run(
             transfer_run, new_digits, dataclasses.replace(config, quantize=QuantizeConfig(keep_fp16=("nothing",))),
@@ -151,7 +160,13 @@ def test_keep_fp16_leaves_a_layer_in_float(transfer_run, new_digits, tmp_path, r
         dataclasses.replace(config, quantize=QuantizeConfig(keep_fp16=("backbone.1.*",))),
         tmp_path / "b.edgetl",
         reporter=recorder,
+        on_fidelity=seen.append,
     )
+    names = {str(item.path) for item in new_digits.split("val")}
+    for name, report in bundle.manifest["proof"]["fidelity"].items():
+        flips = seen[0][name]["worst_flips"]
+        assert {flip.pop("picture") for flip in flips} <= names
+        assert report == seen[0][name], "a bundle holds the same, but for the pictures' names"
     convs = [n for n in onnx.load(bundle.root / "model.int8-x86.onnx").graph.node if n.op_type == "Conv"]
     plain = [n.name for n in convs if not n.input[1].endswith("_dq")]
     assert len(plain) == 1
