@@ -73,7 +73,11 @@ def test_importing_reports_draws_nothing():
 
 def test_bench_writes_the_page_even_if_the_gate_fails(tiny_bundle, tmp_path, capsys):
     page, told = tmp_path / "bench.html", tmp_path / "bench.json"
-    gate = ["--max-drop", "0pt"]  # not measured without data: undecided, which does not pass
+    for label, shade in itertools.product(("blue", "green", "red"), (0, 10)):  # all of them dark, which is blue
+        path = tmp_path / "photos" / "val" / label / f"{label}{shade}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (shade, len(label), 0)).save(path)
+    gate = ["--min-recall", "red=100%", "--data", str(tmp_path / "photos" / "val"), "--split", "all"]
     quick = ["--seconds", "0.05", "--processes", "1"]
     assert run(["bench", str(tiny_bundle), *quick, "--html", str(page), "--json", str(told), *gate]) == 1
 
