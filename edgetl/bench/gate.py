@@ -228,7 +228,7 @@ def drop_check(model: str, top1: float | None, reference: float | None, limit: f
             model, "top-1 drop", None, limit, None, "top-1 was not measured: give --data with this model's classes"
         )
     drop = reference - top1
-    text = f"top-1 {reference:.2%} -> {top1:.2%} ({-drop * 100:+.2f} points)"
+    text = f"top-1 {reference:.2%} -> {top1:.2%} ({(top1 - reference) * 100:+.2f} points)"
     return Check(model, "top-1 drop", drop, limit, drop <= limit + _ROUNDING, text)
 
 

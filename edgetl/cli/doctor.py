@@ -33,6 +33,9 @@ _PARTS = (
     ("build TensorRT plans", "tensorrt", "tensorrt"),
     ("build TensorRT-RTX plans", "tensorrt_rtx", "rtx"),
     ("run plans", "cuda", "jetson"),
+    ("measure on boards", "paramiko", "remote"),
+    ("draw reports", "matplotlib", "report"),
+    ("draw reports", "jinja2", "report"),
 )
 
 

@@ -67,6 +67,7 @@ def test_drops_and_recalls():
     assert not drop_check("m", 0.90, 0.906, 0.005).ok
     assert drop_check("m", 0.895, 0.9, 0.005).ok  # rounding decides nothing
     assert drop_check("m", 0.95, 0.9, 0.0).text == "top-1 90.00% -> 95.00% (+5.00 points)"
+    assert drop_check("m", 0.9, 0.9, 0.0).text == "top-1 90.00% -> 90.00% (+0.00 points)"
     assert drop_check("m", None, 0.9, 0.1).ok is None
     [good] = recall_checks(entry(recall=0.95), {"bolt": 0.95})
     [bad] = recall_checks(entry(recall=0.949), {"bolt": 0.95})
