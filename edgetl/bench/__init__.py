@@ -3,10 +3,11 @@
 from edgetl.bench.accuracy import answers, label_indices, scores
 from edgetl.bench.against import bench_against
 from edgetl.bench.fidelity import drop_interval, fidelity_report, fidelity_text
-from edgetl.bench.gate import Check, Limits, Verdict, answer_checks, baseline_checks, fp32_checks, recall_checks
+from edgetl.bench.gate import Limits, answer_checks, baseline_checks, fp32_checks, recall_checks
 from edgetl.bench.measure import Side, measure_cold_start, measure_latency
 from edgetl.bench.result import Entry, Result, latency_ms, paired_ratio, read_result
 from edgetl.bench.stage import BenchConfig, Contender, bench, native
+from edgetl.bench.verdict import Check, Verdict
 
 __all__ = [
     "BenchConfig",

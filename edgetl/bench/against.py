@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from edgetl.bench.compare import Comparison, Samples, compare, compare_with_both, corrected
 from edgetl.bench.conditions import fingerprint
-from edgetl.bench.gate import Check, Limits, Verdict, answer_checks, drop_check, latency_check, recall_checks
+from edgetl.bench.gate import Limits, answer_checks, drop_check, latency_check, recall_checks
 from edgetl.bench.measure import Side, Timed, measure_latency, prepare
 from edgetl.bench.result import Result
 from edgetl.bench.stage import BenchConfig, Contender, Latency, Row, check_pictures, complete, rows_of
+from edgetl.bench.verdict import Check, Verdict
 
 __all__ = ["BUDGET_S", "Duel", "bench_against", "duel_of", "measure_duels"]
 

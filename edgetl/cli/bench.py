@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from edgetl.cli.options import COUNTS, PATH, RATE, RECALL, emit_html, emit_json, html_option, json_option
-
-if TYPE_CHECKING:
-    from edgetl.bench import BenchConfig, Contender, Limits, Result, Verdict
-    from edgetl.bench.boards import Board
-    from edgetl.bundle import Bundle
-    from edgetl.cli.display import Display
-    from edgetl.dataset import Dataset
 
 __all__ = ["bench"]
 
@@ -108,20 +100,23 @@ def bench(
     from edgetl.bench import BenchConfig, Limits, read_result
     from edgetl.bench.boards import boards_named
     from edgetl.bench.history import append_history
+    from edgetl.cli.devices import Task, measured_on
     from edgetl.cli.display import Display
+    from edgetl.cli.gating import Gate, Reports
+    from edgetl.cli.judging import Judge
     from edgetl.cli.results import show_results, show_verdict
     from edgetl.errors import EngineError, GateError
     from edgetl.report import bench_report
 
     config = BenchConfig(tuple(variants), tuple(engines), processes, seconds, threads, fps, batches, energy)
     limits = Limits(max_regression, max_drop, dict(min_recall))
-    reports = _Reports(junit, markdown)
-    gate = _Gate(limits, against, None if baseline is None else str(baseline))
+    reports = Reports(junit, markdown)
+    gate = Gate(limits, against, None if baseline is None else str(baseline))
     where = boards_named(devices, boards)
     gate.check(bundles, reports, config, where)
     gate = replace(gate, earlier=None if baseline is None else read_result(baseline))
     with Display(json_to_stdout=json_out == "-") as display, ExitStack() as stack:
-        judge = _Judge(display, split, val_fraction, allow_leakage)
+        judge = Judge(display, split, val_fraction, allow_leakage)
         contenders = judge.contenders(bundles, data)
         gate.check_models(contenders, config)
         reference = None
@@ -132,7 +127,7 @@ def bench(
             name, path = stack.enter_context(bundle_at(against))
             reference = replace(contenders[0], name=name, path=path)  # the same pictures for both
             open_bundle(path)
-        measured, lost = _on_devices(display, where, _Task(contenders, reference, config, wheelhouse), gate)
+        measured, lost = measured_on(display, where, Task(contenders, reference, config, wheelhouse), gate)
     for result, verdict in () if quiet else measured:
         show_results(display, result)
         if verdict is not None:
@@ -150,228 +145,3 @@ def bench(
     bad = [verdict for _, verdict in judged if not verdict.ok]
     if bad:
         raise GateError(bad[0].text)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What is measured on every device."""
-
-    contenders: Sequence[Contender]
-    reference: Contender | None
-    config: BenchConfig
-    wheelhouse: Path | None
-
-
-def _on_devices(
-    display: Display, where: Sequence[Board | None], task: _Task, gate: _Gate
-) -> tuple[list[tuple[Result, Verdict | None]], list[str]]:
-    """Returns what each device gave, in order, and what went wrong; boards run at once, this machine after them."""
-    from edgetl.bench import Result, Verdict
-    from edgetl.errors import EdgetlError
-
-    found: dict[int, tuple[Result, Verdict | None]] = {}
-    lost = []
-    numbers = [number for number, board in enumerate(where) if board is not None]
-    if numbers:
-        from edgetl.bench.remote import Job, bench_on_boards
-
-        job = Job(task.contenders, _options(task, gate.limits), task.reference, task.wheelhouse)
-        boards = [board for board in where if board is not None]
-        say = _saying(display)
-        for number, outcome in zip(numbers, bench_on_boards(boards, job, say=say), strict=True):
-            if outcome.result is None:
-                lost.append(f"{outcome.board.name}: {outcome.problem}")
-                continue
-            result = Result.from_dict(outcome.result)
-            told = outcome.result.get("gate")
-            found[number] = result, gate.judge(result) if told is None else Verdict.from_dict(told)
-    for number, board in enumerate(where):
-        if board is None:
-            try:
-                found[number] = _here(display, task, gate)
-            except EdgetlError as error:
-                if len(where) == 1:
-                    raise
-                lost.append(f"local: {error}")
-    return [found[number] for number in sorted(found)], lost
-
-
-def _saying(display: Display) -> Callable[[str, str], None]:
-    return lambda board, line: display.note(f"{board}: {line}")
-
-
-def _here(display: Display, task: _Task, gate: _Gate) -> tuple[Result, Verdict | None]:
-    from edgetl.bench import bench, bench_against
-
-    if task.reference is not None:
-        return bench_against(task.contenders[0], task.reference, task.config, gate.limits, on_progress=display.progress)
-    result = bench(task.contenders, task.config, on_progress=display.progress)
-    return result, gate.judge(result)
-
-
-def _options(task: _Task, limits: Limits) -> list[str]:
-    """Returns the options for the same measurement on a board; a gate against a reference is judged there."""
-    config = task.config
-    options = ["--processes", str(config.processes), "--seconds", str(config.seconds), "--threads", str(config.threads)]
-    for name in config.variants:
-        options += ["--variant", name]
-    for name in config.engines:
-        options += ["--engine", name]
-    if config.fps is not None:
-        options += ["--fps", str(config.fps)]
-    if config.batches:
-        options += ["--batch", ",".join(map(str, config.batches))]
-    if config.energy:
-        options.append("--energy")
-    if task.reference is None:
-        return options
-    for name, limit in (("--max-regression", limits.max_regression), ("--max-drop", limits.max_drop)):
-        options += [] if limit is None else [name, f"{limit * 100!r}%"]
-    for label, recall in limits.min_recall.items():
-        options += ["--min-recall", f"{label}={recall * 100!r}%"]
-    return options
-
-
-@dataclass(frozen=True)
-class _Reports:
-    """Files that a gate writes."""
-
-    junit: Path | None
-    markdown: Path | None
-
-    def write(self, judged: Sequence[tuple[Result, Verdict]]) -> None:
-        """Writes them."""
-        from edgetl.artifacts import write_text
-        from edgetl.bench.gate import junit, markdown
-        from edgetl.errors import InputError
-
-        if self.junit is not None:
-            write_text(self.junit, junit(judged))
-        if self.markdown is not None:  # a job's summary is a file that several steps add to
-            try:
-                with self.markdown.open("a", encoding="utf-8") as file:
-                    file.write(markdown(judged))
-            except OSError as error:
-                raise InputError(f"{self.markdown}: cannot be written ({error.strerror})") from None
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """What is compared with what, and the limits."""
-
-    limits: Limits
-    against: str | None
-    baseline: str | None
-    earlier: Result | None = None
-
-    def check(
-        self, bundles: Sequence[str], reports: _Reports, config: BenchConfig, where: Sequence[Board | None]
-    ) -> None:
-        """Refuses options that contradict each other, before anything is measured."""
-        from edgetl.errors import InputError
-
-        if self.against is not None and self.baseline is not None:
-            raise InputError("--against and --baseline are two references: give one")
-        if self.against is not None and len(bundles) != 1:
-            raise InputError(f"--against compares one BUNDLE with its reference, {len(bundles)} were given")
-        if self.limits.max_regression is not None and self.against is None and self.baseline is None:
-            raise InputError("--max-regression needs something to compare with: --against BUNDLE or --baseline FILE")
-        if self.against is not None and len(config.engines) > 1:
-            raise InputError("--against measures on one engine: give --engine once")
-        if self.baseline is not None and len(where) > 1:
-            raise InputError("--baseline is of one machine: give one --device")
-        if self.baseline is not None and self.limits.max_regression is None and self.limits.max_drop is None:
-            raise InputError("--baseline needs a limit: --max-regression 5% or --max-drop 0.5pt")
-        if reports != _Reports(None, None) and self.limits.empty:
-            raise InputError(
-                "--junit and --markdown report a gate's checks: give a limit, --max-drop 0.5pt for example"
-            )
-
-    def check_models(self, contenders: Sequence[Contender], config: BenchConfig) -> None:
-        """Refuses what the bundles already tell cannot be judged."""
-        from edgetl.bundle import open_bundle
-        from edgetl.errors import InputError
-
-        absent = config.variants and "fp32" not in config.variants
-        if absent and self.limits.max_drop is not None and self.against is None and self.baseline is None:
-            raise InputError("--max-drop compares variants with their FP32: add --variant fp32")
-        for contender in contenders:
-            labels = open_bundle(contender.path).spec.labels
-            for label in self.limits.min_recall:
-                if label not in labels:
-                    known = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
-                    raise InputError(f"--min-recall {label}: {contender.name} has no such class; it knows {known}")
-        if contenders[0].dataset is None and (self.limits.max_drop is not None or self.limits.min_recall):
-            raise InputError("--max-drop and --min-recall judge on pictures: give --data")
-
-    def judge(self, result: Result) -> Verdict | None:
-        """Judges a result that was not measured against a reference; None where there is nothing to judge."""
-        from edgetl.bench import Verdict, answer_checks, baseline_checks, fp32_checks, recall_checks
-
-        if self.limits.empty:
-            return None
-        checks = [check for entry in result.entries for check in recall_checks(entry, self.limits.min_recall)]
-        checks += answer_checks(result.entries)
-        if self.earlier is not None and self.baseline is not None:
-            checks = [*baseline_checks(result, self.earlier, self.limits, self.baseline), *checks]
-        elif self.limits.max_drop is not None:
-            checks = [*fp32_checks(result, self.limits.max_drop), *checks]
-        return Verdict(checks, self.baseline or "")
-
-
-def _bundle_and_data(text: str, data: str | None) -> tuple[str, str | None]:
-    """Splits BUNDLE=DATA; a path may hold an equals sign of its own."""
-    if Path(text).exists():
-        return text, data
-    path, _, own = text.rpartition("=")
-    return (path, own) if path else (text, data)
-
-
-class _Judge:
-    """Opens the data that each bundle is judged on: split as at its export, so that no training picture counts."""
-
-    def __init__(self, display: Display, split: str | None, val_fraction: float | None, allow_leakage: bool) -> None:
-        self._display = display
-        self._split = split
-        self._val_fraction = val_fraction
-        self._allow_leakage = allow_leakage
-        self._opened: dict[tuple[str, float, bool], Dataset] = {}
-
-    def contenders(self, bundles: Sequence[str], data: str | None) -> list[Contender]:
-        """Returns every bundle with its data."""
-        from edgetl.bundle import open_bundle
-
-        pairs = [_bundle_and_data(name, data) for name in bundles]
-        for path, _ in pairs:
-            open_bundle(path)  # a wrong path is told before pictures are read
-        return [self.contender(path, Path(path), source) for path, source in pairs]
-
-    def contender(self, name: str, path: Path, source: str | None) -> Contender:
-        """Returns one bundle with its data."""
-        from edgetl.bench import Contender
-        from edgetl.bundle import open_bundle
-
-        return Contender(name, path, *(self._data_for(open_bundle(path), source) if source else (None,)))
-
-    def _data_for(self, bundle: Bundle, source: str) -> tuple[Dataset, str]:
-        from edgetl.cli.display import open_data
-        from edgetl.dataset import VAL_FRACTION
-
-        made = bundle.manifest["provenance"]
-        fraction = self._val_fraction or made.get("val_fraction") or VAL_FRACTION
-        key = (source, fraction, self._allow_leakage or bool(made.get("allow_leakage")))
-        if key not in self._opened:
-            self._opened[key] = open_data(self._display, source, val_fraction=key[1], allow_leakage=key[2])
-        dataset, split = self._opened[key], self._split or _whole_or_val(source)
-        if dataset.digest != made.get("dataset_digest") and split != "all":
-            self._display.note(
-                f"{bundle.root}: {source} is not, or no longer, the data it was exported with; if it was trained on "
-                f"any of these pictures, the {split} figures flatter it"
-            )
-        return dataset, split
-
-
-def _whole_or_val(source: str) -> str:
-    """A folder val/ or test/ beside train/ is a split already."""
-    folder = Path(source)
-    return "all" if folder.name in ("val", "test") and (folder.parent / "train").is_dir() else "val"

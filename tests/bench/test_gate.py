@@ -11,7 +11,8 @@ from edgetl.bench import Entry, Limits, Result, Verdict, answer_checks, baseline
 from edgetl.bench.against import duel_of
 from edgetl.bench.compare import Comparison
 from edgetl.bench.conditions import Conditions
-from edgetl.bench.gate import Check, drop_check, junit, latency_check, markdown
+from edgetl.bench.gate import drop_check, latency_check
+from edgetl.bench.verdict import Check, junit, markdown
 from edgetl.errors import InputError
 
 HOST = {"machine": "m1", "cpu": "a cpu", "board": None, "cores": 2, "gpus": [], "versions": {"onnxruntime": "1.31"}}

@@ -19,7 +19,8 @@ import pytest
 from bench.test_result import RESULT
 
 from edgetl.bench.boards import Board, boards_named
-from edgetl.bench.remote import _KEEPER, _START, _Luggage
+from edgetl.bench.connection import START, keeper_source
+from edgetl.bench.luggage import Luggage
 from edgetl.bench.wheelhouse import own_wheel, requirements, wheels_for
 from edgetl.cli.main import run
 from edgetl.errors import EngineError, InputError
@@ -296,7 +297,7 @@ def test_a_board_stands_once(other):
 
 
 def test_names_that_things_have_at_home():
-    luggage = _Luggage(
+    luggage = Luggage(
         names={"bundle1.edgetl": "old.edgetl", "bundle10.edgetl": "ten.edgetl", "data0/000001.png": "/p/x.png"}
     )
     there = {
@@ -316,10 +317,9 @@ def test_names_that_things_have_at_home():
 def test_a_folder_is_gone_even_if_the_connection_breaks_while_it_is_filled(tmp_path):
     """The keeper alone, as sshd would run it: its standard input ends in the middle of unpacking."""
     for _ in range(4):
-        command = [sys.executable, "-c", f"{_START}"]
+        command = [sys.executable, "-c", START]
         keeper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        source = f"{_KEEPER.read_text()}\nmain({str(tmp_path)!r})\n".encode()
-        keeper.stdin.write(f"{len(source)}\n".encode() + source)
+        keeper.stdin.write(keeper_source(str(tmp_path)))
         keeper.stdin.flush()
         folder = Path(json.loads(keeper.stdout.readline())["folder"])
         with zipfile.ZipFile(folder / "many.whl", "w") as wheel:
