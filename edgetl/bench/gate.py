@@ -16,6 +16,7 @@ __all__ = [
     "Limits",
     "answer_checks",
     "baseline_checks",
+    "check_comparable",
     "drop_check",
     "fp32_checks",
     "latency_check",
@@ -158,13 +159,12 @@ def baseline_checks(result: Result, baseline: Result, limits: Limits, where: str
     Raises:
         InputError: The two cannot be compared: another machine, other pictures, or no model in common.
     """
-    if limits.max_regression is not None:
-        _same_machine(result, baseline, where)
-        _same_settings(result, baseline, where)
-    if limits.max_drop is not None and _pictures(result) != _pictures(baseline):
-        raise InputError(f"{where}: was judged on other pictures than now: give the same --data and --split")
+    check_comparable(result.host, result.settings, baseline, limits, where)
     checks = []
+    asked = result.settings.get("variants")
     for now, then in _pairs(result, baseline, where):
+        if now is None and asked and then.variant not in asked:
+            continue
         if now is None:
             text = f"is in {where} and was not measured now; if it is gone for good, measure the baseline again"
             checks.append(Check(then.name, "presence", None, None, None, text))
@@ -182,28 +182,48 @@ def baseline_checks(result: Result, baseline: Result, limits: Limits, where: str
     return checks
 
 
-def _same_machine(result: Result, baseline: Result, where: str) -> None:
-    if result.host["machine"] is None:
+def check_comparable(
+    host: Mapping[str, Any], settings: Mapping[str, Any], baseline: Result, limits: Limits, where: str
+) -> None:
+    """Refuses a baseline that says nothing about what is or will be measured here; can be asked before measuring.
+
+    Args:
+        host: `edgetl.bench.conditions.fingerprint`.
+        settings: `edgetl.bench.stage.settings_to_dict`.
+        baseline: Then.
+        limits: That shall be kept.
+        where: The baseline's file, for people.
+
+    Raises:
+        InputError: It is of another machine, another way of measuring, or other pictures.
+    """
+    if limits.max_regression is not None:
+        _same_machine(host, baseline.host, where)
+        _same_ways(_ways(host, settings), _ways(baseline.host, baseline.settings), where)
+    if limits.max_drop is not None and _pictures(settings) != _pictures(baseline.settings):
+        raise InputError(f"{where}: was judged on other pictures than now: give the same --data and --split")
+
+
+def _same_machine(host: Mapping[str, Any], then: Mapping[str, Any], where: str) -> None:
+    if host["machine"] is None:
         raise InputError(
             f"{where}: nothing here tells whether it is of this machine (no /etc/machine-id, as in many containers): "
             "give --against BUNDLE, which measures both sides here"
         )
-    if result.host["machine"] != baseline.host["machine"]:
+    if host["machine"] != then["machine"]:
         raise InputError(
-            f"{where}: was measured on another machine ({baseline.host['cpu']}); latencies of two machines say nothing "
-            "about a model: give --against BUNDLE, which measures both sides here"
+            f"{where}: was measured on another machine ({then['cpu']}); latencies of two machines say nothing about a "
+            "model: give --against BUNDLE, which measures both sides here"
         )
 
 
-def _same_settings(result: Result, baseline: Result, where: str) -> None:
-    """Refuses to compare latencies of two ways of measuring, or of two states of a board."""
+def _ways(host: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    engines = {name: version for name, version in host["versions"].items() if name in _ENGINES}
+    mode = (host.get("jetson") or {}).get("power_mode")
+    return {"--threads": settings["threads"], "power mode": mode, **engines}
 
-    def ways(of: Result) -> dict[str, Any]:
-        engines = {name: version for name, version in of.host["versions"].items() if name in _ENGINES}
-        mode = (of.host.get("jetson") or {}).get("power_mode")
-        return {"--threads": of.settings["threads"], "power mode": mode, **engines}
 
-    now, then = ways(result), ways(baseline)
+def _same_ways(now: Mapping[str, Any], then: Mapping[str, Any], where: str) -> None:
     for name in {**now, **then}:
         if now.get(name) != then.get(name):
             raise InputError(
@@ -219,8 +239,8 @@ def _rise(now: Entry, then: Entry, limit: float) -> Check:
     return latency_check(now.name, compare_runs(now.samples_ns, then.samples_ns), 0.0, limit)
 
 
-def _pictures(result: Result) -> set[tuple[str, str]]:
-    return {(data["digest"], data["split"]) for data in result.settings["data"]}
+def _pictures(settings: Mapping[str, Any]) -> set[tuple[str, str]]:
+    return {(data["digest"], data["split"]) for data in settings["data"]}
 
 
 def _pairs(result: Result, baseline: Result, where: str) -> list[tuple[Entry | None, Entry]]:

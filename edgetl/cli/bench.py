@@ -118,7 +118,7 @@ def bench(
     with Display(json_to_stdout=json_out == "-") as display, ExitStack() as stack:
         judge = Judge(display, split, val_fraction, allow_leakage)
         contenders = judge.contenders(bundles, data)
-        gate.check_models(contenders, config)
+        gate.check_models(contenders, config, here=where == [None])
         reference = None
         if against is not None:
             from edgetl.bench.revision import bundle_at

@@ -53,5 +53,5 @@ def compare(results: Sequence[Path], json_out: str | None) -> None:
             }
         )
     columns = ("model", "first p50 ms", "its own", "top-1", "gain", "latency")
-    display.table(f"compared with {results[0]}", columns, rows, text=1)
+    display.table(f"compared with {results[0]}", columns, rows, text=1, wrap=True)
     emit_json(json_out, found)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -91,11 +91,18 @@ class Display:
         """Says a line."""
         self._errors.print(text)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1) -> None:
-        """Prints a table; the first ``text`` columns are words, the others figures, aligned to the right."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, wrap: bool = False
+    ) -> None:
+        """Prints a table; the first ``text`` columns are words, the others figures, aligned to the right.
+
+        With ``wrap`` the last column is a sentence, which may take several lines.
+        """
         table = Table(title=title, title_justify="left", header_style="bold", padding=(0, 0, 0, 1), box=box.SIMPLE_HEAD)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number < text else "right", no_wrap=True)
+            sentence = wrap and number == len(columns) - 1
+            side: Literal["left", "right"] = "left" if number < text or sentence else "right"
+            table.add_column(column, justify=side, no_wrap=not sentence, overflow="fold" if sentence else "ellipsis")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)

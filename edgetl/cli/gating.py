@@ -69,8 +69,11 @@ class Gate:
                 "--junit and --markdown report a gate's checks: give a limit, --max-drop 0.5pt for example"
             )
 
-    def check_models(self, contenders: Sequence[Contender], config: BenchConfig) -> None:
-        """Refuses what the bundles already tell cannot be judged."""
+    def check_models(self, contenders: Sequence[Contender], config: BenchConfig, *, here: bool) -> None:
+        """Refuses what the bundles, their data and this machine (if it is ``here``) already tell cannot be judged."""
+        from edgetl.bench.conditions import fingerprint
+        from edgetl.bench.gate import check_comparable
+        from edgetl.bench.stage import settings_to_dict
         from edgetl.bundle import open_bundle
         from edgetl.errors import InputError
 
@@ -83,6 +86,9 @@ class Gate:
                 if label not in labels:
                     known = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
                     raise InputError(f"--min-recall {label}: {contender.name} has no such class; it knows {known}")
+        if self.earlier is not None and self.baseline is not None and here:
+            settings = settings_to_dict(config, contenders)
+            check_comparable(fingerprint(), settings, self.earlier, self.limits, self.baseline)
         if contenders[0].dataset is None and (self.limits.max_drop is not None or self.limits.min_recall):
             raise InputError("--max-drop and --min-recall judge on pictures: give --data")
 

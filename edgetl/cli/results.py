@@ -121,4 +121,4 @@ def show_verdict(display: Display, verdict: Verdict) -> None:
         return
     rows = [[check.model, check.what, _STATES[check.state], check.text] for check in verdict.checks]
     against = f", against {verdict.against}" if verdict.against else ""
-    display.table(f"gate{against}", ("model", "check", "", "finding"), rows, text=4)
+    display.table(f"gate{against}", ("model", "check", "", "finding"), rows, text=4, wrap=True)

@@ -125,6 +125,8 @@ def test_a_model_that_no_longer_runs_does_not_pass():
     checks = baseline_checks(result(entry("fp32"), unrun), then, Limits(max_regression=0.05), "r.json")
     assert [c.ok for c in checks] == [True, None]
     assert checks[1].text == "was timed then, and not now: latency: the plan failed"
+    chosen = dataclasses.replace(result(entry("fp32")), settings={"threads": 1, "data": DATA, "variants": ["fp32"]})
+    assert len(baseline_checks(chosen, then, Limits(max_regression=0.05), "r.json")) == 1  # as --variant asked
     [_, gone] = baseline_checks(result(entry("fp32")), then, Limits(max_regression=0.05), "r.json")
     assert (gone.what, gone.ok) == ("presence", None)
 
