@@ -44,7 +44,7 @@ def history(file: Path, metric: tuple[str, ...], json_out: str | None) -> None:
         for name in metric:
             records, values = series.values(name)
             if not len(values):
-                if any(not record.get("valid", True) for record in series.records):
+                if name not in ("top1", "size") and not any(record.get("valid", True) for record in series.records):
                     display.note(f"{series.name}, {name}: none of {len(series.records)} runs is valid")
                 continue
             points = changes(values)
