@@ -199,25 +199,26 @@ def changes(values: NDArray[np.float64], *, seed: int = 0) -> list[Change]:
 def _splits(values: NDArray[np.float64], offset: int, rng: np.random.Generator) -> list[tuple[int, float]]:
     if len(values) < 2 * _SHORTEST:
         return []
-    at, score = _clearest(values)
+    [at], [score] = _clearest(values[None])
     if score == 0.0:
         return []
-    as_clear = sum(_clearest(rng.permutation(values))[1] >= score for _ in range(_PERMUTATIONS))
+    _, by_chance = _clearest(rng.permuted(np.tile(values, (_PERMUTATIONS, 1)), axis=1))
+    as_clear = int(np.sum(by_chance >= score))
     p = (1 + as_clear) / (1 + _PERMUTATIONS)
     if p > _ALPHA:
         return []
-    left, right = _splits(values[:at], offset, rng), _splits(values[at:], offset + at, rng)
-    return [*left, (offset + at, p), *right]
+    left, right = _splits(values[:at], offset, rng), _splits(values[at:], offset + int(at), rng)
+    return [*left, (offset + int(at), p), *right]
 
 
-def _clearest(values: NDArray[np.float64]) -> tuple[int, float]:
-    """Returns the best place for a split, and how far apart its sides are."""
-    count = len(values)
+def _clearest(series: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Returns, for each series (R, N), the best place for a split and how far apart its sides are."""
+    count = series.shape[1]
     ends = np.arange(_SHORTEST, count - _SHORTEST + 1)
-    sums, squares = np.cumsum(values), np.cumsum(values**2)
-    left, right = sums[ends - 1] / ends, (sums[-1] - sums[ends - 1]) / (count - ends)
-    within = squares[-1] - ends * left**2 - (count - ends) * right**2
-    spread = np.sqrt(np.maximum(within, 1e-12 * max(float(squares[-1]), 1e-300)) * (1 / ends + 1 / (count - ends)))
+    sums, squares = np.cumsum(series, axis=1), np.cumsum(series**2, axis=1)[:, -1:]
+    left, right = sums[:, ends - 1] / ends, (sums[:, -1:] - sums[:, ends - 1]) / (count - ends)
+    within = squares - ends * left**2 - (count - ends) * right**2
+    spread = np.sqrt(np.maximum(within, 1e-12 * np.maximum(squares, 1e-300)) * (1 / ends + 1 / (count - ends)))
     scores = np.abs(left - right) / spread
-    best = int(np.argmax(scores))
-    return int(ends[best]), float(scores[best])
+    best = scores.argmax(axis=1)
+    return ends[best], np.take_along_axis(scores, best[:, None], axis=1)[:, 0]
