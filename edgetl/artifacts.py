@@ -21,6 +21,7 @@ __all__ = [
     "Checkpoint",
     "EnginePlan",
     "OnnxModel",
+    "cache_folder",
     "canonical_json",
     "new_folder",
     "printable",
@@ -86,6 +87,19 @@ class EnginePlan:
     path: Path
     key: str
     parent: str
+
+
+def cache_folder() -> Path:
+    """Returns edgetl's folder in the user's cache: ``$XDG_CACHE_HOME/edgetl`` or ``~/.cache/edgetl``; may not exist.
+
+    Raises:
+        InputError: The user has neither.
+    """
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "edgetl"
+    except RuntimeError:  # a user without a home
+        raise InputError("this user has no home for a cache; name a folder by XDG_CACHE_HOME") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import edgetl
+from edgetl.artifacts import cache_folder
 from edgetl.errors import EngineError, InputError
 
 __all__ = ["own_wheel", "requirements", "wheels_for"]
@@ -111,7 +112,7 @@ def _downloaded(board: Mapping[str, Any]) -> list[Path]:
     python = ".".join(map(str, board["python"][:2]))
     kind = f"cp{python.replace('.', '')}-{board['machine']}-glibc{version}"
     digest = hashlib.sha256("\n".join(wanted).encode()).hexdigest()[:12]
-    folder = _cache() / f"{kind}-{digest}"
+    folder = cache_folder() / "wheels" / f"{kind}-{digest}"
     if folder.is_dir():
         return sorted(folder.glob("*.whl"))
     newest = int(version.split(".")[1])
@@ -137,10 +138,3 @@ def _downloaded(board: Mapping[str, Any]) -> list[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return sorted(folder.glob("*.whl"))
-
-
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "edgetl" / "wheels"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgetl.artifacts import EnginePlan, write_bytes, write_json
+from edgetl.artifacts import EnginePlan, cache_folder, write_bytes, write_json
 from edgetl.compile.key import PlanKey
 from edgetl.errors import EngineError, InputError
 
@@ -44,12 +44,12 @@ def default_cache() -> Path:
     Raises:
         EngineError: The user has neither.
     """
-    own, base = os.environ.get("EDGETL_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    own = os.environ.get("EDGETL_CACHE")
     if own:
         return Path(own)
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "edgetl" / "plans"
-    except RuntimeError:  # a user without a home
+        return cache_folder() / "plans"
+    except InputError:
         raise EngineError("this user has no home to keep plans in; name a folder by EDGETL_CACHE") from None
 
 

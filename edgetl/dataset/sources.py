@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgetl.artifacts import new_folder
+from edgetl.artifacts import cache_folder, new_folder
 from edgetl.errors import DatasetError, InputError, require
 
 __all__ = ["BUILT_IN", "EXTENSIONS", "LAYOUTS", "SPLITS", "Found", "discover", "write_digits"]
@@ -59,7 +58,7 @@ def discover(source: str) -> Iterator[Found]:
 
 
 def _digits_folder() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetl"
+    cache = cache_folder()
     folder = cache / "digits-1"
     if not folder.is_dir():
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgetl.artifacts import canonical_json, write_bytes
+from edgetl.artifacts import cache_folder, canonical_json, write_bytes
 from edgetl.backbones import Network
 from edgetl.dataset import Item
 from edgetl.errors import InputError
@@ -75,7 +74,7 @@ def _keep(path: Path, features: NDArray[np.float32]) -> None:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgetl" / "features"
+    return cache_folder() / "features"
 
 
 def _read(path: Path, rows: int) -> NDArray[np.float32] | None:
