@@ -171,6 +171,8 @@ class Session:
             last = (said.decode("utf-8", "replace").strip().splitlines() or [""])[-1]
             if not last:
                 raise
+            if last.endswith("in boards.yaml"):  # the keeper's own words
+                raise EngineError(printable(last)) from None
             raise EngineError(
                 f"{board.python} does not start on the board ({last[:200]}): python: in boards.yaml"
             ) from None

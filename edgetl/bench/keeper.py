@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import zipfile
+from pathlib import Path
 from typing import Any
 
 __all__ = ["Keeper", "main"]
@@ -29,8 +30,8 @@ class Keeper:
     """Owns the folder and the job's processes."""
 
     def __init__(self, parent: Any) -> None:
-        place = os.path.expanduser(parent) if parent else None  # noqa: PTH111
-        self.folder = tempfile.mkdtemp(prefix="edgetl-", dir=place)
+        place = str(Path(parent).expanduser()) if parent else None
+        self.folder = Path(tempfile.mkdtemp(prefix="edgetl-", dir=place))
         self.child: Any = None
         self.speaking = threading.Lock()
         self.working = threading.Lock()  # whoever writes into the folder, or starts a process, holds it
@@ -46,8 +47,8 @@ class Keeper:
                 pass
         with self.working:
             for _attempt in range(20):  # a dying process may still write
-                shutil.rmtree(self.folder, ignore_errors=True)
-                if not os.path.exists(self.folder):  # noqa: PTH110
+                shutil.rmtree(str(self.folder), ignore_errors=True)
+                if not self.folder.exists():
                     break
                 time.sleep(0.1)
         os._exit(0)
@@ -76,24 +77,24 @@ class Keeper:
 
     def work(self, job: Any) -> int:
         """Unpacks what was brought and runs a command, whose standard error goes home line by line."""
-        site = os.path.join(self.folder, "site")  # noqa: PTH118
-        with tarfile.open(os.path.join(self.folder, job["luggage"])) as archive:  # noqa: PTH118
+        site = str(self.folder / "site")
+        with tarfile.open(str(self.folder / job["luggage"])) as archive:
             for member in archive:
-                self.unpack(archive.extract, member, self.folder)
+                self.unless_over(archive.extract, member, str(self.folder))
         for wheel in job["wheels"]:
-            with zipfile.ZipFile(os.path.join(self.folder, wheel)) as archive:  # noqa: PTH118
+            with zipfile.ZipFile(str(self.folder / wheel)) as archive:
                 for name in archive.namelist():
-                    self.unpack(archive.extract, name, site)
+                    self.unless_over(archive.extract, name, site)
         environment = dict(os.environ, PYTHONPATH=site, PYTHONIOENCODING="utf-8")
         for name in ("EDGETL_CACHE", "XDG_CACHE_HOME", "TMPDIR"):
-            environment[name] = self.folder
-        self.unpack(self.start, job["arguments"], environment)
+            environment[name] = str(self.folder)
+        self.unless_over(self.start, job["arguments"], environment)
         for line in self.child.stderr:
             self.say(line=line.decode("utf-8", "replace").rstrip())
         return int(self.child.wait())
 
-    def unpack(self, step: Any, *arguments: Any) -> None:
-        """Takes one step that leaves something behind, unless it is over."""
+    def unless_over(self, step: Any, *arguments: Any) -> None:
+        """Takes one step that would leave something behind."""
         with self.working:
             if self.ended.is_set():
                 raise SystemExit
@@ -103,7 +104,7 @@ class Keeper:
         """Starts the job in a process group of its own."""
         self.child = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=self.folder,
+            cwd=str(self.folder),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -121,11 +122,11 @@ class Keeper:
         """Returns what a wheelhouse depends on."""
         modules = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda")
         return {
-            "folder": self.folder,
+            "folder": str(self.folder),
             "python": list(sys.version_info[:3]),
             "machine": platform.machine(),
             "libc": list(platform.libc_ver()),
-            "free_bytes": shutil.disk_usage(self.folder).free,
+            "free_bytes": shutil.disk_usage(str(self.folder)).free,
             "has": [name for name in modules if importlib.util.find_spec(name) is not None],
         }
 
