@@ -21,6 +21,7 @@ __all__ = [
     "fp32_checks",
     "latency_check",
     "recall_checks",
+    "ways_that_differ",
 ]
 
 _ROUNDING = 1e-9  # fractions of few pictures: rounding decides nothing
@@ -215,6 +216,12 @@ def _same_machine(host: Mapping[str, Any], then: Mapping[str, Any], where: str) 
             f"{where}: was measured on another machine ({then['cpu']}); latencies of two machines say nothing about a "
             "model: give --against BUNDLE, which measures both sides here"
         )
+
+
+def ways_that_differ(one: Result, other: Result) -> list[str]:
+    """Returns what makes latencies of two results two things: threads, a board's power mode, an engine's version."""
+    ways = [_ways(result.host, result.settings) for result in (one, other)]
+    return [name for name in {**ways[0], **ways[1]} if ways[0].get(name) != ways[1].get(name)]
 
 
 def _ways(host: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,9 +49,13 @@ class Series:
     records: Sequence[dict[str, Any]]
 
     def values(self, metric: str) -> tuple[list[dict[str, Any]], NDArray[np.float64]]:
-        """Returns the records that have a metric, and its values in the unit for people; of invalid runs no timing."""
+        """Returns the records that have a metric, and its values in the unit for people.
+
+        Timings of invalid runs are left out, and those of machines that nothing tells apart.
+        """
         key, _, factor, _ = METRICS[metric]
-        usable = [r for r in self.records if r.get("valid", True) or metric in ("top1", "size")]
+        timing = metric not in ("top1", "size")
+        usable = [r for r in self.records if not timing or (r.get("valid", True) and r["machine"] is not None)]
         found = [record for record in usable if record.get(key) is not None]
         return found, np.array([record[key] * factor for record in found], np.float64)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgetl.bench.compare import Comparison, compare_runs, corrected
+from edgetl.bench.gate import ways_that_differ
 from edgetl.bench.result import Entry, Result
 from edgetl.errors import InputError
 
@@ -71,8 +72,13 @@ def side_by_side(results: Sequence[Result]) -> list[Pair]:
 def _pair(number: int, first: Result, result: Result, now: Entry, then: Entry) -> Pair:
     if not now.samples_ns or not then.samples_ns:
         return Pair(number, now, then, why_not="latency was not measured")
+    if None in (result.host["machine"], first.host["machine"]):
+        return Pair(number, now, then, why_not="a machine without /etc/machine-id: latencies are not compared")
     if result.host["machine"] != first.host["machine"]:
         return Pair(number, now, then, why_not="another machine: latencies are not compared")
+    differ = ways_that_differ(result, first)
+    if differ:
+        return Pair(number, now, then, why_not=f"measured with other {', '.join(differ)}: latencies are not compared")
     invalid = [*first.conditions.invalid, *result.conditions.invalid]
     if invalid:
         return Pair(number, now, then, why_not=f"a run is invalid: {invalid[0]}")

@@ -44,8 +44,10 @@ def history(file: Path, metric: tuple[str, ...], json_out: str | None) -> None:
         for name in metric:
             records, values = series.values(name)
             if not len(values):
-                if name not in ("top1", "size") and not any(record.get("valid", True) for record in series.records):
-                    display.note(f"{series.name}, {name}: none of {len(series.records)} runs is valid")
+                if name not in ("top1", "size") and any(
+                    not record.get("valid", True) or record["machine"] is None for record in series.records
+                ):
+                    display.note(f"{series.name}, {name}: no run is valid and of a machine with /etc/machine-id")
                 continue
             points = changes(values)
             _show(display, series, name, values, points, records)

@@ -66,6 +66,10 @@ def test_planted_changes_are_named_and_noise_is_not():
 def test_timings_of_an_invalid_run_are_no_part_of_the_trend(tmp_path):
     path = tmp_path / "h.jsonl"
     append_history(path, RESULT)
+    unknown = dataclasses.replace(RESULT, host={"cpu": "one", "machine": None}, conditions=Conditions())
+    append_history(tmp_path / "c.jsonl", unknown)  # a container: it may be any machine
+    [somewhere] = read_history(tmp_path / "c.jsonl")
+    assert [len(somewhere.values(metric)[1]) for metric in ("p50", "top1")] == [0, 2]
     [series] = read_history(path)
     assert len(series.values("p50")[1]) == 0
     assert len(series.values("top1")[1]) == 2

@@ -1,5 +1,6 @@
 """Separate runs beside each other."""
 
+import dataclasses
 import json
 
 import pytest
@@ -23,6 +24,11 @@ def test_runs_of_one_machine_are_compared_and_their_p_corrected():
     ("other", "why"),
     [
         (result(entry(), machine="m2"), "another machine: latencies are not compared"),
+        (result(entry(), machine=None), "a machine without /etc/machine-id: latencies are not compared"),
+        (
+            dataclasses.replace(result(entry()), settings={"threads": 4, "data": []}),
+            "measured with other --threads: latencies are not compared",
+        ),
         (result(entry(), invalid=("it throttled",)), "a run is invalid: it throttled"),
     ],
 )
