@@ -35,19 +35,15 @@ class Judge:
 
     def contenders(self, bundles: Sequence[str], data: str | None) -> list[Contender]:
         """Returns every bundle with its data."""
-        from edgetl.bundle import open_bundle
-
-        pairs = [_bundle_and_data(name, data) for name in bundles]
-        for path, _ in pairs:
-            open_bundle(path)  # a wrong path is told before pictures are read
-        return [self.contender(path, Path(path), source) for path, source in pairs]
-
-    def contender(self, name: str, path: Path, source: str | None) -> Contender:
-        """Returns one bundle with its data."""
         from edgetl.bench import Contender
         from edgetl.bundle import open_bundle
 
-        return Contender(name, path, *(self._data_for(open_bundle(path), source) if source else (None,)))
+        pairs = [_bundle_and_data(name, data) for name in bundles]
+        opened = [open_bundle(path) for path, _ in pairs]  # a wrong path is told before pictures are read
+        return [
+            Contender(path, bundle.root, *(self._data_for(bundle, source) if source else (None,)))
+            for bundle, (path, source) in zip(opened, pairs, strict=True)
+        ]
 
     def _data_for(self, bundle: Bundle, source: str) -> tuple[Dataset, str]:
         from edgetl.cli.display import open_data
