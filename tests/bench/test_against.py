@@ -88,25 +88,23 @@ def test_what_git_does_not_have(repository, monkeypatch, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_pointers_of_lfs_are_told(tmp_path, monkeypatch):
-    git(tmp_path, "init", "-q")
-    (tmp_path / "b.edgetl").mkdir()
-    (tmp_path / "b.edgetl" / "model.fp32.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
-    git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "-qm", "pointers")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="holds pointers of Git LFS"), bundle_at("HEAD:b.edgetl"):
-        pass
+def pointer(bundle):
+    (bundle / "model.fp32.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid 1\n")
 
 
-def test_links_in_a_revision_are_refused(tmp_path, monkeypatch):
+def link(bundle):
+    (bundle / "manifest.json").symlink_to("/etc/passwd")
+
+
+@pytest.mark.parametrize(("put", "message"), [(pointer, "holds pointers of Git LFS"), (link, "is a link or a device")])
+def test_what_is_no_bundle_in_a_revision_is_refused(tmp_path, monkeypatch, put, message):
     git(tmp_path, "init", "-q")
     (tmp_path / "b.edgetl").mkdir()
-    (tmp_path / "b.edgetl" / "manifest.json").symlink_to("/etc/passwd")
+    put(tmp_path / "b.edgetl")
     git(tmp_path, "add", "-A")
-    git(tmp_path, "commit", "-qm", "a link")
+    git(tmp_path, "commit", "-qm", "no bundle")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="is a link or a device"), bundle_at("HEAD:b.edgetl"):
+    with pytest.raises(InputError, match=message), bundle_at("HEAD:b.edgetl"):
         pass
 
 
