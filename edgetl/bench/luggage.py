@@ -84,11 +84,9 @@ class Luggage:
         first, space, rest = inside.partition(" ")  # "BUNDLE variant" of a gate's check
         if inside in self.names:
             return self.names[inside]
-        return (
-            f"{self.names[first]}{space}{rest}"
-            if first.endswith(".edgetl") and first in self.names
-            else printable(text)
-        )
+        if first.endswith(".edgetl") and first in self.names:
+            return f"{self.names[first]}{space}{printable(rest)}"
+        return printable(text)
 
 
 def pack(job: Job, facts: Mapping[str, Any]) -> Luggage:
@@ -101,25 +99,27 @@ def pack(job: Job, facts: Mapping[str, Any]) -> Luggage:
     luggage.wheels = [name for _, name in luggage.files][::-1]  # ours last, whatever else brings an edgetl
     tables: dict[tuple[str, str], str] = {}
     arguments = []
-    everyone = [*job.contenders, *([job.reference] if job.reference else [])]
-    for number, contender in enumerate(everyone):
-        there = f"bundle{number}.edgetl"
-        bundle = open_bundle(contender.path)
-        for name in ("manifest.json", *bundle.manifest["files"]):
-            luggage.files.append((bundle.root / name, f"{there}/{name}"))
-        luggage.names[there] = contender.name
+    for number, contender in enumerate(job.contenders):
+        there = _bundle(luggage, contender, number)
         table = _table(luggage, contender, tables)
         arguments.append(there if table is None else f"{there}={table}")
     data = [] if not tables else ["--split", "all", "--allow-leakage"]
     against = []
-    if job.reference is not None:  # its pictures are those of --data, the bundle's own go with it
-        reference = arguments.pop()
-        there, _, table = reference.partition("=")
-        against = ["--against", there, *(["--data", table] if table else [])]
+    if job.reference is not None:  # it is judged on the pictures of the bundle
+        against = ["--against", _bundle(luggage, job.reference, len(job.contenders))]
     luggage.command = [
         "-m", "edgetl.cli.main", "bench", *arguments, *data, *against, *job.options, "--quiet", "--json", RESULT,
     ]  # fmt: skip
     return luggage
+
+
+def _bundle(luggage: Luggage, contender: Contender, number: int) -> str:
+    """Adds a bundle's files, and returns what it is called there."""
+    there = f"bundle{number}.edgetl"
+    bundle = open_bundle(contender.path)
+    luggage.files += [(bundle.root / name, f"{there}/{name}") for name in ("manifest.json", *bundle.manifest["files"])]
+    luggage.names[there] = contender.name
+    return there
 
 
 def _table(luggage: Luggage, contender: Contender, tables: dict[tuple[str, str], str]) -> str | None:
