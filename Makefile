@@ -24,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/edgetl demo --force
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not kit and not gpu"

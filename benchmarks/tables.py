@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +133,136 @@ def gate_rows(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-ROWS = {"transfer": transfer_rows, "ptq": ptq_rows, "gate": gate_rows}
+def finetune_rows(result: dict[str, Any]) -> str:
+    """Returns strategies by seed, and the ranking of `select` beside what fine-tuning reached."""
+    of = {part: [row for row in result["rows"] if row["name"] == part] for part in ("strategies", "select")}
+    lines = [
+        "| data | strategy | epochs | top-1 by seed | mean (95 %) | minutes |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in of["strategies"]:
+        groups.setdefault((row["data"], row["strategy"]), []).append(row)
+    for (data, strategy), rows in groups.items():
+        seeds = ", ".join(f"{row['top1']:.1%}" for row in rows)
+        minutes = sum(row["seconds"] for row in rows) / len(rows) / 60
+        low, high = interval([row["top1"] for row in rows])
+        mean = f"{(low + high) / 2:.1%} ({low:.1%} to {high:.1%})"
+        lines.append(f"| {data} | {strategy} | {rows[0]['epochs']} | {seeds} | {mean} | {minutes:.1f} |")
+    reached = {row["candidate"]: row["top1"] for row in of["select"] if "candidate" in row}
+    ranked = next((row["candidates"] for row in of["select"] if "candidates" in row), [])
+    head = "| candidate, as ranked | probe | LogME | INT8 ms | top-1 after fine-tuning |"
+    lines = [*lines, ""] if groups else []
+    lines += [head, "| --- | --- | --- | --- | --- |"] if reached else []
+    lines += [
+        f"| {c['name']} | {c['probe_top1']:.1%} | {c['logme']:.3f} | {c['latency_ms']:.2f} | {reached[c['name']]:.1%} |"
+        for c in ranked
+        if c["name"] in reached
+    ]
+    return "\n".join(lines)
+
+
+def runtime_rows(result: dict[str, Any]) -> str:
+    """Returns what a user waits for, what many threads get, and how long it holds."""
+    rows = {row["name"]: row for row in result["rows"]}
+    lines = []
+    if {"classify", "cold", "memory"} <= rows.keys():
+        p50, cold, memory = rows["classify"]["p50_ms"], rows["cold"], rows["memory"]
+        kilobytes = rows["classify"]["bytes_per_picture"] / 1e3
+        lines += [
+            f"| JPEG of 1280 x 960, {kilobytes:.0f} kB | p50, ms | top-1 | import, load, first answer, s | peak MB |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for side, name in (("loop", "the loop people write"), ("tuned", "the best by hand"), ("edgetl", "edgetl")):
+            top1 = rows["classify"]["top1"].get(side)
+            shown = ["" if top1 is None else f"{top1:.1%}"]
+            shown += [
+                f"{cold[side]:.2f}" if side in cold else "",
+                f"{memory[side] / 1e6:.0f}" if side in memory else "",
+            ]
+            lines.append(f"| {name} | {p50[side]:.1f} | {' | '.join(shown)} |")
+    if "submit" in rows:
+        lines += ["", "| 32 threads | calls, pictures/s | submit, pictures/s | pictures in a batch |"]
+        lines += ["| --- | --- | --- | --- |"]
+        lines += [
+            f"| {name} | {made['call']:.0f} | {made['submit']:.0f} | {made['mean_batch']:.1f} |"
+            for name, made in rows["submit"]["networks"].items()
+        ]
+    if "soak" in rows:
+        soak = rows["soak"]
+        lines += ["", f"Soak: {soak['seconds'] / 60:.0f} minutes, {soak['answered']} answers, {soak['swaps']} swaps."]
+    return "\n".join(lines)
+
+
+def learn_rows(result: dict[str, Any]) -> str:
+    """Returns how well new classes are found, and what old ones lose, by the number of pictures."""
+    lines = [
+        "| pictures of each | new classes | old before | old after | lost, points |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for shots in sorted({row["shots"] for row in result["rows"]}):
+        rows = [row for row in result["rows"] if row["shots"] == shots]
+        new, before, after = (mean(row[key] for row in rows) for key in ("new", "old_before", "old_after"))
+        lines.append(f"| {shots} | {new:.1%} | {before:.1%} | {after:.1%} | {100 * (before - after):.1f} |")
+    return "\n".join(lines)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean of three seeds, by Student's t."""
+    half = {2: 12.706, 3: 4.303}.get(len(values), 0.0) * (stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0)
+    return mean(values) - half, mean(values) + half
+
+
+def zoo_rows(result: dict[str, Any]) -> str:
+    """Returns trained entries, then the recipes' networks."""
+    native = next(n for n in result["rows"][0]["p50_ms"] if n.startswith("int8"))
+    lines = [
+        "| backbone | pictures | input | M parameters | M multiply-adds | FP32 | FP16 "
+        f"| INT8 ({native.removeprefix('int8-')}) | INT8 (TensorRT) | FP32 ms | INT8 ms | INT8 MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["rows"]:
+        if row["name"] == "trained":
+            top1 = [f"{row['top1'][name]:.1%}" for name in ("fp32", "fp16", native, "int8-tensorrt")]
+            lines.append("| " + " | ".join([row["entry"], row["data"], *_work(row), *top1, *_cost(row, native)]) + " |")
+    lines += ["", "| recipe | input | M parameters | M multiply-adds | FP32 ms | INT8 ms | INT8 MB |"]
+    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        if row["name"] == "recipe":
+            name = f"[{row['recipe']}]({row['recipe']}.md)"
+            lines.append("| " + " | ".join([name, *_work(row), *_cost(row, native)]) + " |")
+    return "\n".join(lines)
+
+
+def _work(row: dict[str, Any]) -> list[str]:
+    size = "x".join(str(side) for side in row["size"])
+    return [size, figure(row["parameters"] / 1e6), figure(row["multiply_adds"] / 1e6)]
+
+
+def _cost(row: dict[str, Any], native: str) -> list[str]:
+    return [f"{row['p50_ms']['fp32']:.2f}", f"{row['p50_ms'][native]:.2f}", f"{row['bytes'][native] / 1e6:.1f}"]
+
+
+def fuzz_rows(result: dict[str, Any]) -> str:
+    """Returns how mutated inputs were answered."""
+    lines = ["| inputs | fed | taken | refused | minutes |", "| --- | --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        refused = ", ".join(f"{count} {name}" for name, count in row["answers"].items() if name != "taken")
+        taken, minutes = row["answers"].get("taken", 0), row["seconds"] / 60
+        lines.append(f"| {row['name']} | {row['inputs']} | {taken} | {refused} | {minutes:.1f} |")
+    return "\n".join(lines)
+
+
+ROWS = {
+    "transfer": transfer_rows,
+    "ptq": ptq_rows,
+    "gate": gate_rows,
+    "finetune": finetune_rows,
+    "zoo": zoo_rows,
+    "runtime": runtime_rows,
+    "learn": learn_rows,
+    "fuzz": fuzz_rows,
+}
 
 
 def put(text: str, name: str, content: str) -> str:
@@ -151,14 +280,26 @@ def main() -> None:
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         rows = ROWS[path.stem](result)
-        parts.append(f"## {path.stem}\n\n{host_line(result)}\n\n{checks_table(result)}\n\n{rows}")
+        parts.append("\n\n".join(p for p in (f"## {path.stem}", host_line(result), checks_table(result), rows) if p))
     wanted = [(ROOT / "benchmarks" / "README.md", "results", "\n\n".join(parts) or "No full results yet.")]
-    tables = {"transfer": transfer_table, "ptq": lambda r: quality_table(r, ["mobilenet_v2_tf"]), "gate": gate_rows}
+    zoo = RESULTS / "zoo.json"
+    if zoo.exists():
+        result = json.loads(zoo.read_text(encoding="utf-8"))
+        wanted.append((ROOT / "models" / "README.md", "zoo", f"{zoo_rows(result)}\n\n{host_line(result)}"))
+    tables = {
+        "transfer": transfer_table,
+        "ptq": lambda r: quality_table(r, ["mobilenet_v2_tf"]),
+        "gate": gate_rows,
+        "finetune": finetune_rows,
+        "runtime": runtime_rows,
+        "learn": learn_rows,
+    }
     for name, table in tables.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             result = json.loads(path.read_text(encoding="utf-8"))
-            wanted.append((ROOT / "README.md", name, f"{table(result)}\n\n{host_line(result)}"))
+            shown = table(result)
+            wanted.append((ROOT / "README.md", name, f"{shown}\n\n{host_line(result)}" if shown else ""))
     stale = []
     for path, mark, content in wanted:
         text = path.read_text(encoding="utf-8")

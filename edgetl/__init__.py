@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from edgetl.errors import EdgetlError
 
 if TYPE_CHECKING:
-    from edgetl.runtime import Classifier, Prediction, load
+    from edgetl.runtime import Batching, Classifier, Frames, Prediction, load
 
-__all__ = ["Classifier", "EdgetlError", "Prediction", "__version__", "load"]
+__all__ = ["Batching", "Classifier", "EdgetlError", "Frames", "Prediction", "__version__", "load"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Classifier", "Prediction", "load"):
+    if name in ("Batching", "Classifier", "Frames", "Prediction", "load"):
         from edgetl import runtime
 
         return getattr(runtime, name)

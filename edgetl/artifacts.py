@@ -6,9 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ __all__ = [
     "EnginePlan",
     "OnnxModel",
     "cache_folder",
-    "canonical_json",
+    "made_once",
     "new_folder",
     "printable",
     "sha256_of",
@@ -111,11 +109,6 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def canonical_json(data: Any) -> bytes:
-    """Returns the one JSON form that digests are taken of: sorted keys, no spaces, no NaN."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
 def printable(path: Path | str) -> str:
     """Returns a path as text that can be printed and written, whatever bytes its name is made of."""
     return str(path).encode("utf-8", "backslashreplace").decode()
@@ -127,6 +120,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         InputError: The folder cannot be written to.
     """
+    import tempfile
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -171,6 +166,8 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     target = Path(target)
     if target.exists() and not force:
         raise InputError(f"{target}: exists already; choose another --out or give --force")
+    import tempfile
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         sibling = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -184,9 +181,22 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         _remove(sibling)
 
 
+def made_once(target: Path, make: Callable[[Path], None]) -> Path:
+    """Returns the folder ``target``, which ``make`` has made by `new_folder` if it was not there yet."""
+    if not target.is_dir():
+        try:
+            make(target)
+        except InputError:
+            if not target.is_dir():  # else another process was faster
+                raise
+    return target
+
+
 def _remove(path: Path) -> None:
     """Deletes what is left under the temporary name; after an exchange that may be the user's file or link."""
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -14,6 +14,8 @@
     ├── QuantizationError               a graph or its calibration
     ├── BundleError                     a model.edgetl folder
     ├── EngineError                     an inference engine that is missing or refuses a graph
+    ├── Overloaded                      more requests wait than may
+    ├── DeadlineExceeded                a request that was not begun in time
     ├── MissingExtraError               a part of edgetl that is not installed
     ├── GateError              exit 1   the result is too bad to be shipped
     └── Interrupted            exit 130 Ctrl-C or SIGTERM, after the work was saved
@@ -32,6 +34,7 @@ __all__ = [
     "BundleError",
     "CheckpointError",
     "DatasetError",
+    "DeadlineExceeded",
     "EdgetlError",
     "EngineError",
     "ExportError",
@@ -40,6 +43,7 @@ __all__ = [
     "InternalError",
     "Interrupted",
     "MissingExtraError",
+    "Overloaded",
     "PictureError",
     "QuantizationError",
     "SpecError",
@@ -103,6 +107,14 @@ class EngineError(EdgetlError):
     """An inference engine is missing, or refuses a graph or an input."""
 
 
+class Overloaded(EdgetlError):  # noqa: N818  (what a server of requests calls it)
+    """So many requests wait that another would be answered too late; try again, or show less."""
+
+
+class DeadlineExceeded(EdgetlError):  # noqa: N818
+    """A request waited longer than its deadline allows, and was not begun."""
+
+
 class MissingExtraError(EdgetlError):
     """A package that this step needs is not installed."""
 
@@ -131,6 +143,9 @@ _EXTRAS = {
     "tensorrt_rtx": "rtx",
     "paramiko": "remote",
     **dict.fromkeys(("jinja2", "matplotlib"), "report"),
+    "tensorboard": "tensorboard",
+    "cryptography": "sign",
+    "cv2": "camera",
 }
 
 

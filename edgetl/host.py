@@ -1,14 +1,14 @@
-"""Facts about this machine that a measurement depends on. Standard library only."""
+"""Facts about this machine that a measurement depends on. Standard library only.
+
+Every app that loads a bundle imports it, and waits for what it imports; what tells facts is imported where they are.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
-import shutil
-import subprocess
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "gpu_names",
     "has_int8_dot",
     "has_nvidia_device",
+    "usable_cores",
     "versions",
 ]
 
@@ -77,6 +78,9 @@ def has_nvidia_device() -> bool:
 @lru_cache(maxsize=1)
 def gpu_names() -> tuple[str, ...]:
     """Returns the names of NVIDIA GPUs that the driver's own tool lists, or none."""
+    import shutil
+    import subprocess
+
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return ()
@@ -96,6 +100,8 @@ def versions() -> dict[str, str]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -119,7 +125,8 @@ def available_bytes() -> int | None:
     return None if found is None else int(found[1]) << 10
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Returns how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -131,7 +138,7 @@ def facts() -> dict[str, Any]:
     """
     return {
         "cpu": cpu_name(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "arch": arch(),
         "int8_dot": has_int8_dot(),
         "memory_bytes": _memory_bytes(),

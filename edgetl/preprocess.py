@@ -20,9 +20,29 @@ from edgetl.errors import PictureError
 from edgetl.quiet import without_warnings
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["MAX_PIXELS", "NARROWEST", "Picture", "decode", "fit", "preprocess"]
+__all__ = ["FORMATS", "MAX_PIXELS", "NARROWEST", "Picture", "decode", "fit", "open_image", "preprocess"]
 
 Picture: TypeAlias = "str | Path | bytes | Image.Image | NDArray[np.uint8]"
+
+# What is read, by Pillow's names, and the endings of such files. Pillow knows some forty formats more, most of them
+# hardly ever fed with pictures that somebody made on purpose, and runs Ghostscript for one.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),  # MPO too: cameras write it under that name
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
+}
+_NOT_IN_EVERY_PILLOW = ("AVIF", "HEIF")
+_ALWAYS = tuple(name for name in FORMATS if name not in _NOT_IN_EVERY_PILLOW)
+# By ending, what is tried: its own format first, so that no other's code is imported for a file that is what it says.
+_TRIED = {
+    ending: (name, *(other for other in _ALWAYS if other != name)) for name in _ALWAYS for ending in FORMATS[name]
+}
 
 # Pillow's own threshold for a possible decompression bomb, taken here as a firm limit.
 MAX_PIXELS = 89_478_485
@@ -53,7 +73,7 @@ def preprocess(picture: Picture, spec: PreprocessSpec) -> NDArray[np.uint8]:
     """Turns one picture into the network's input.
 
     Args:
-        picture: Path, encoded bytes, Pillow image, or uint8 array of shape (H, W), (H, W, 1),
+        picture: Path, encoded bytes (see `FORMATS`), Pillow image, or uint8 array of shape (H, W), (H, W, 1),
             (H, W, 3) in RGB order or (H, W, 4) in RGBA order.
         spec: What the network expects.
 
@@ -101,11 +121,29 @@ def decode(picture: Picture, spec: PreprocessSpec) -> Image.Image:
     name = "picture bytes" if isinstance(picture, bytes) else str(picture)
     if isinstance(picture, bytes) and not picture:
         raise PictureError(f"{name}: empty")
-    with _decoding(name), Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)) as image:
+    with _decoding(name), open_image(picture) as image:
         _check_pixels(image, name)
         if spec.decode == "reduced":
             _reduce_jpeg(image, spec)
         return _converted(image, spec)
+
+
+def open_image(picture: str | Path | bytes) -> Image.Image:
+    """Reads the header of a picture in one of `FORMATS`.
+
+    Raises:
+        Exception: Whatever Pillow raises; UnidentifiedImageError where it is of no such format.
+    """
+    ending = "" if isinstance(picture, bytes) else Path(picture).suffix.lower()
+    try:
+        return Image.open(_source(picture), formats=_TRIED.get(ending, _ALWAYS))
+    except UnidentifiedImageError:
+        Image.init()
+        return Image.open(_source(picture), formats=[name for name in _NOT_IN_EVERY_PILLOW if name in Image.OPEN])
+
+
+def _source(picture: str | Path | bytes) -> Path | io.BytesIO:
+    return io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)
 
 
 @contextmanager
@@ -146,12 +184,13 @@ def _check_pixels(image: Image.Image, name: str) -> None:
 
 
 def _reduce_jpeg(image: Image.Image, spec: PreprocessSpec) -> None:
-    """Lets libjpeg scale by 1/2, 1/4 or 1/8 down to no less than twice the size needed.
+    """Lets libjpeg scale by 1/2, 1/4 or 1/8 down to no less than twice the network's input, 7/4 of the resized picture.
 
-    Down to the size itself 4 % of decisions flipped, down to twice the size 0.7 %, measured on 300
-    pictures with a short side of 1024.
+    The two are the same where the crop keeps 7/8, as most do. Measured on 300 pictures, input 224 after a resize to
+    256: down to 256 4 % of decisions flipped, down to 512 0.7 %; on 320 others down to 480, which is what becomes of
+    1280 x 960, 0.9 %.
     """
-    need = 2 * (spec.resize_to or max(spec.size))
+    need = max(2 * max(spec.size), 7 * (spec.resize_to or 0) // 4)
     image.draft(None, (need, need))
 
 

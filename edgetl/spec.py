@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from edgetl.errors import SpecError
 
-__all__ = ["Interpolation", "ModelSpec", "PreprocessSpec"]
+__all__ = ["Interpolation", "ModelSpec", "PreprocessSpec", "is_label"]
 
 Mode = Literal["shortest", "squash", "letterbox"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -44,7 +44,7 @@ class PreprocessSpec:
         interpolation: Filter of the resize.
         antialias: Whether the filter grows with the reduction, as Pillow's and torchvision's do.
         decode: ``reduced`` lets the JPEG decoder halve the picture while it stays at least twice as
-            large as needed: faster, and it changes about 1 % of decisions, so it is part of the model.
+            large as the input: faster, and it changes about 1 % of decisions, so it is part of the model.
         exif: Whether the EXIF orientation is applied.
         color: ``RGB`` (3 channels) or ``L`` (1 channel).
         scale: Factor on the 0-255 pixel.
@@ -157,7 +157,7 @@ class ModelSpec:
             twice = next(label for label in self.labels if self.labels.count(label) > 1)
             raise SpecError(f'labels names "{twice}" twice: labels must be different')
         for label in self.labels:
-            if label.splitlines() != [label] or not _is_utf8(label):
+            if not is_label(label):
                 raise SpecError(f"labels has {label!r:.80}: a label is one line of text, not empty")
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,13 +204,13 @@ class ModelSpec:
             raise SpecError(f"{path}: {error}") from None
 
 
-def _is_utf8(text: str) -> bool:
-    """A folder's name that is not UTF-8 reaches Python with surrogates, which no file takes back."""
+def is_label(text: str) -> bool:
+    """Tells whether a class may have this name: one line of text, not empty."""
     try:
         text.encode()
-    except UnicodeEncodeError:
+    except UnicodeEncodeError:  # a folder's name that is not UTF-8 reaches Python with surrogates no file takes back
         return False
-    return True
+    return text.splitlines() == [text]
 
 
 def _jsonable(data: dict[str, Any]) -> dict[str, Any]:

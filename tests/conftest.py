@@ -21,6 +21,15 @@ settings.register_profile("edgetl", deadline=None, derandomize=True)
 settings.load_profile("edgetl")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps each file's tests, and what they share, in one process; the scripts, which share nothing, come first."""
+    items.sort(key=lambda item: "script" not in getattr(item, "fixturenames", ()))
+    for item in items:
+        group = item.nodeid if "script" in getattr(item, "fixturenames", ()) else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with fp32 and this processor's INT8 form, which is recommended. Not to be changed."""

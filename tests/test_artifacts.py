@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetl import artifacts
-from edgetl.artifacts import canonical_json, new_folder, sha256_of, write_bytes, write_json, write_text
+from edgetl.artifacts import new_folder, sha256_of, write_bytes, write_json, write_text
+from edgetl.canonical import canonical_json
 from edgetl.errors import InputError
 
 

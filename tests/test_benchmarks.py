@@ -20,6 +20,11 @@ needs_kit = pytest.mark.skipif(
     [
         pytest.param("transfer.py", marks=[pytest.mark.kit, needs_kit]),
         pytest.param("ptq.py", marks=[pytest.mark.kit, needs_kit]),
+        pytest.param("finetune.py", marks=[pytest.mark.kit, needs_kit]),
+        pytest.param("zoo.py", marks=[pytest.mark.kit, needs_kit]),
+        pytest.param("runtime.py", marks=[pytest.mark.kit, needs_kit]),
+        pytest.param("learn.py", marks=[pytest.mark.kit, needs_kit]),
+        "fuzz.py",
         "gate.py",
     ],
 )

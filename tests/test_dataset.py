@@ -372,7 +372,8 @@ def test_same_picture_in_two_classes_is_noted(parted):
 def test_sources_that_cannot_be_used(tmp_path):
     (tmp_path / "file.zip").write_bytes(b"PK")
     (tmp_path / "empty").mkdir()
-    layouts = "expected root/{train,val}/class/picture, root/class/picture, a CSV table, or the name digits"
+    kinds = ", ".join(f"{kind}:DIR" for kind in ("cifar10", "cifar100", "mnist", "fashion-mnist", "webdataset"))
+    layouts = f"expected root/{{train,val}}/class/picture, root/class/picture, a CSV table, digits, or one of {kinds}"
 
     assert refusal(tmp_path / "none") == f"{tmp_path / 'none'}: no such folder or table; {layouts}"
     assert refusal(tmp_path / "file.zip") == f"{tmp_path / 'file.zip'}: is neither a folder nor a .csv table; {layouts}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from tiny import encoded, noise
 from torchvision.transforms import InterpolationMode, v2
 
 from edgetl.errors import PictureError
-from edgetl.preprocess import MAX_PIXELS, decode, preprocess
+from edgetl.preprocess import FORMATS, MAX_PIXELS, decode, preprocess
 from edgetl.spec import PreprocessSpec
 
 SPEC = PreprocessSpec(size=(8, 8), resize_to=8)
@@ -220,6 +221,70 @@ def test_lossless_formats_give_the_same(kind, exif):
     np.testing.assert_array_equal(preprocess(data, spec), preprocess(noise(24, 16), spec))
 
 
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 9 9
+%%EndComments
+(/tmp/written) (w) file closefile showpage
+%%EOF
+"""
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "SGI", "DDS", "JPEG2000"])
+@pytest.mark.parametrize("ending", ["", ".jpg", ".png", ".eps"])
+def test_other_formats_are_never_opened(tmp_path, monkeypatch, kind, ending):
+    data = EPS if kind == "EPS" else encoded(Image.fromarray(noise(16, 16)), kind)
+    opened = []
+    Image.init()
+    real, accept = Image.OPEN[kind]
+    monkeypatch.setitem(Image.OPEN, kind, (lambda *args: opened.append(kind) or real(*args), accept))
+    path = tmp_path / f"picture{ending}"
+    path.write_bytes(data)
+    for picture in (data, path, str(path)):
+        with pytest.raises(PictureError, match="is not a picture that can be read"):
+            preprocess(picture, SPEC)
+    assert not opened
+    with Image.open(path) as image:  # Pillow itself would
+        assert image.format == kind
+    assert opened
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"HEIF"}))
+def test_whatever_its_name_a_picture_is_read(tmp_path, name):
+    Image.init()
+    if name not in Image.SAVE:
+        pytest.skip(f"this Pillow does not write {name}")
+    options = {"lossless": True} if name == "WEBP" else {}
+    data = encoded(Image.new("RGB", (16, 16), (250, 0, 0)), name, **options)
+    for ending in ("", ".tmp", *(ending for endings in FORMATS.values() for ending in endings), ".JPG"):
+        path = tmp_path / f"picture{ending}"
+        path.write_bytes(data)
+        np.testing.assert_allclose(preprocess(path, SPEC)[0, 0], (250, 0, 0), atol=5)
+
+
+def test_two_pictures_in_one_jpeg_give_the_first():
+    first, second = Image.new("RGB", (16, 16), (250, 0, 0)), Image.new("RGB", (9, 9))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    np.testing.assert_allclose(preprocess(data, SPEC)[0, 0], (250, 0, 0), atol=5)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png", ".webp"])
+def test_a_file_that_is_what_it_says_imports_no_other_format(tmp_path, ending):
+    """Each costs a cold start milliseconds."""
+    Image.new("RGB", (9, 9)).save(tmp_path / f"a{ending}")
+    code = (
+        "import sys\nfrom edgetl.preprocess import preprocess\nfrom edgetl.spec import PreprocessSpec\n"
+        f"preprocess({str(tmp_path / f'a{ending}')!r}, PreprocessSpec())\n"
+        "print(len([m for m in sys.modules if m.startswith('PIL.') and m.endswith('ImagePlugin')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    plain = code.replace("from edgetl.preprocess import preprocess", "from PIL import Image").replace(
+        "preprocess(", "Image.open(", 1
+    )
+    plain = plain.replace(", PreprocessSpec())", ").load()")
+    alone = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= int(alone.stdout)
+
+
 @pytest.mark.parametrize("mode", ["shortest", "squash", "letterbox"])
 def test_one_pixel_fills_the_picture(mode):
     spec = SPEC if mode == "shortest" else PreprocessSpec(size=(8, 8), mode=mode, resize_to=None, crop="none")
@@ -346,6 +411,13 @@ def test_reduced_decoding_never_goes_below_twice_the_need(height, width, need):
     image = decode(encoded(Image.new("RGB", (width, height)), "JPEG"), spec)
 
     assert min(image.size) >= min(2 * need, height, width)
+
+
+def test_reduced_decoding_leaves_enough_to_resize_before_a_small_crop():
+    data = encoded(Image.new("RGB", (1280, 960)), "JPEG")
+
+    assert decode(data, PreprocessSpec(size=(224, 224), resize_to=256, decode="reduced")).size == (640, 480)
+    assert decode(data, PreprocessSpec(size=(224, 224), resize_to=448, decode="reduced")).size == (1280, 960)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "GIF"])

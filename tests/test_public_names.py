@@ -63,8 +63,8 @@ def test_public_functions_and_classes_are_listed(name):
     assert defined <= set(listed), f"not in __all__: {sorted(defined - set(listed))}"
 
 
-def test_package_offers_its_five_names_lazily():
-    assert edgetl.__all__ == ["Classifier", "EdgetlError", "Prediction", "__version__", "load"]
+def test_package_offers_its_names_lazily():
+    assert edgetl.__all__ == ["Batching", "Classifier", "EdgetlError", "Frames", "Prediction", "__version__", "load"]
     assert dir(edgetl) == edgetl.__all__
     assert edgetl.load is importlib.import_module("edgetl.runtime").load
     assert edgetl.Classifier is sys.modules["edgetl.runtime"].Classifier

@@ -105,6 +105,35 @@ def test_the_jobs_for_ci_are_yaml_and_their_options_exist():
         assert parsed["max_regression"] in (0.03, 0.05)
 
 
+def test_the_lines_on_transfer_are_understood():
+    from edgetl.cli.main import cli
+    from edgetl.finetune import FinetuneConfig, open_recipe
+
+    section = README.split("## Transfer learning")[1].split("\n## ")[0]
+    pages = section + (ROOT / "docs" / "finetune.md").read_text()
+    lines = re.findall(r"^edgetl (?:finetune|select) .*", pages, flags=re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        name, *arguments = shlex.split(line, comments=True)[1:]
+        parsed = cli.commands[name].make_context(name, arguments).params
+        if name == "finetune":
+            fields = {f: parsed[f] for f in FinetuneConfig().to_dict()}
+            FinetuneConfig(**fields)
+            if parsed["recipe"] not in (None, "my-recipe.yaml"):
+                open_recipe(parsed["recipe"])
+
+
+def test_every_recipe_has_its_card():
+    from edgetl.finetune import recipe_names
+
+    overview = (ROOT / "models" / "README.md").read_text()
+    for name in recipe_names():
+        assert f"[{name}]({name}.md)" in overview
+        card = (ROOT / "models" / f"{name}.md").read_text()
+        assert f"--recipe {name}" in card
+        assert "| starts from |" in card
+
+
 def test_the_lines_on_measuring_are_understood():
     from edgetl.cli.main import cli
 

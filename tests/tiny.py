@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from edgetl.bundle import Variant, write_manifest
+from edgetl.bundle import EXEMPLARS, Decision, Variant, write_manifest
 from edgetl.spec import ModelSpec, PreprocessSpec
 
 TINY_LABELS = ("blue", "green", "red")
@@ -50,6 +50,23 @@ def tiny_graph(weight: NDArray[np.float32] = TINY_WEIGHT, bias: NDArray[np.float
     return model.SerializeToString()
 
 
+def hollow_graph() -> bytes:
+    """The same classifier, but a black picture's logits are NaN."""
+    model = onnx.load_from_string(tiny_graph())
+    model.graph.node[-1].output[0] = "plain"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axes"))
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceSum", ["embedding", "axes"], ["light"], keepdims=1),
+            helper.make_node("Log", ["light"], ["power"]),
+            helper.make_node("Sub", ["power", "power"], ["nothing"]),
+            helper.make_node("Add", ["plain", "nothing"], ["logits"]),
+        ]
+    )
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
 def tiny_variant(root: Path, name: str, graph: bytes, **fields: object) -> Variant:
     """Writes a graph into a folder and describes it, as the export does."""
     file = f"model.{name}.onnx"
@@ -59,11 +76,33 @@ def tiny_variant(root: Path, name: str, graph: bytes, **fields: object) -> Varia
     return Variant(name=name, file=file, bytes=len(graph), **(known | fields))  # type: ignore[arg-type]
 
 
-def write_tiny_bundle(root: Path, names: Sequence[str] = ("fp32",), **fields: object) -> Path:
+def write_tiny_bundle(
+    root: Path,
+    names: Sequence[str] = ("fp32",),
+    *,
+    graph: bytes | None = None,
+    labels: Sequence[str] = TINY_LABELS,
+    decisions: Mapping[str, Decision] | None = None,
+    exemplars: Mapping[str, NDArray[np.float32]] | None = None,
+    **fields: object,
+) -> Path:
     """Writes a bundle whose variants hold the same float graph; ``fields`` go to the variants after fp32."""
     root.mkdir()
-    variants = [tiny_variant(root, name, tiny_graph(), **({} if name == "fp32" else fields)) for name in names]
-    write_manifest(root, tiny_spec(), variants, provenance={"made_by": "tests"}, proof={})
+    graph = graph or tiny_graph()
+    variants = [tiny_variant(root, name, graph, **({} if name == "fp32" else fields)) for name in names]
+    counts = None
+    if exemplars is not None:
+        counts = [len(exemplars[label]) for label in labels]
+        np.save(root / EXEMPLARS, np.vstack([exemplars[label] for label in labels]).astype(np.float16))
+    write_manifest(
+        root,
+        tiny_spec(labels),
+        variants,
+        provenance={"made_by": "tests"},
+        proof={},
+        decisions=decisions,
+        exemplars=counts,
+    )
     return root
 
 

@@ -4,7 +4,16 @@ Names: torchvision's classifiers (``mobilenet_v2``), ``timm/NAME``, the built-in
 ``package.module:function``.
 """
 
-from edgetl.backbones.network import Head, Network, OriginalNetwork, blocks, check_head, unfriendly
+from edgetl.backbones.network import (
+    Head,
+    Network,
+    OriginalNetwork,
+    blocks,
+    check_head,
+    reset_weights,
+    unfriendly,
+    units_below,
+)
 from edgetl.backbones.pretrained import Pretrained, load_network, load_pretrained, new_network, save_network
 from edgetl.backbones.weights import Match, WeightsReport, map_weights, read_weights
 from edgetl.backbones.zoo import (
@@ -35,7 +44,9 @@ __all__ = [
     "map_weights",
     "new_network",
     "read_weights",
+    "reset_weights",
     "save_network",
     "skeleton",
     "unfriendly",
+    "units_below",
 ]

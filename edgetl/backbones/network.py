@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,9 @@ __all__ = [
     "blocks",
     "check_head",
     "last_linear",
+    "reset_weights",
     "unfriendly",
+    "units_below",
 ]
 
 
@@ -183,18 +186,32 @@ def blocks(backbone: nn.Module) -> list[Block]:
     """Returns the backbone's blocks, from the input to the feature map.
 
     Plain containers are opened, everything else that has parameters is one block: a residual block, an
-    inverted bottleneck, or a single convolution with the normalization behind it.
+    inverted bottleneck, or a single convolution with the normalization behind it. Single convolutions in a row, with
+    no pooling or stride between them, are one block, as in VGG.
     """
     found: list[Block] = []
+    chained = False  # the last block is of single convolutions, and no pooling has followed
     for name, module in _units(backbone, ""):
         parameters = list(module.parameters())
         if not parameters:
+            chained = chained and "pool" not in type(module).__name__.lower()
             continue
-        if found and all(p.ndim <= 1 for p in parameters):
+        single = isinstance(module, nn.Conv2d)
+        joins = chained and isinstance(module, nn.Conv2d) and max(module.stride) == 1
+        if found and (all(p.ndim <= 1 for p in parameters) or joins):
             found[-1] = Block(found[-1].name, (*found[-1].modules, module))
         else:
             found.append(Block(name, (module,)))
+            chained = single
     return found
+
+
+def units_below(backbone: nn.Module, count: int) -> list[tuple[str, nn.Module]]:
+    """Returns (path, module) of all that comes before the block after the first ``count``, with or without weights."""
+    entry = blocks(backbone)[count].modules[0]
+    units = _units(backbone, "")
+    place = next(i for i, (_, module) in enumerate(units) if module is entry)
+    return units[:place]
 
 
 def _units(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
@@ -206,6 +223,24 @@ def _units(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
         else:
             units.append((path, child))
     return units
+
+
+def reset_weights(module: nn.Module) -> list[str]:
+    """Gives every layer that knows how to begin new random weights, by its own kind's rule.
+
+    Returns:
+        Names of the parameters that no layer began anew, like a class token; they hold no number afterwards.
+    """
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(math.nan)
+    for child in reversed(list(module.modules())):  # a layer's own rule may go beyond those of the layers in it
+        for name in ("reset_parameters", "_reset_parameters"):  # the latter is MultiheadAttention's
+            reset = getattr(child, name, None)
+            if callable(reset):
+                reset()
+                break
+    return [name for name, parameter in module.named_parameters() if parameter.isnan().any()]
 
 
 def unfriendly(module: nn.Module) -> list[str]:

@@ -60,7 +60,7 @@ def load_pretrained(name: str, weights: str = "default", **overrides: Any) -> Pr
     Args:
         name: See the package.
         weights: ``default`` (its authors' weights, downloaded), ``none`` (random), or a local file.
-        **overrides: Fields of `PreprocessSpec` that replace the weights' own: ``size``, ``mean``, ``std``.
+        **overrides: Fields of `PreprocessSpec` that replace the weights' own: ``size``, ``mean``, ``std``, ``decode``.
 
     Raises:
         BackboneError: The name is unknown or the structure unusable.

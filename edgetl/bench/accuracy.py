@@ -12,16 +12,13 @@ from numpy.typing import NDArray
 
 from edgetl.bench.fidelity import fidelity_report
 from edgetl.bundle import Bundle, Variant
-from edgetl.dataset import Dataset, Item
+from edgetl.dataset import Dataset, Item, input_batches
 from edgetl.metrics import classification_report, flip_rate, macro_f1, top1
-from edgetl.preprocess import preprocess
 from edgetl.runtime import load
 from edgetl.runtime.loading import session_for
 from edgetl.spec import ModelSpec
 
 __all__ = ["Judged", "answers", "judged", "label_indices", "scores"]
-
-_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -107,12 +104,13 @@ def answers(
     with ExitStack() as stack:
         sides = [_answering(stack, bundle, variant, engine) for variant, engine in wanted]
         rows: list[list[NDArray[np.float32]]] = [[] for _ in sides]
-        for start in range(0, len(items), _BATCH):
-            batch = np.stack([preprocess(i.path, bundle.spec.preprocess) for i in items[start : start + _BATCH]])
+        done = 0
+        for batch in input_batches(items, bundle.spec.preprocess):
             for collected, answer in zip(rows, sides, strict=True):
                 collected.append(answer(batch))
+            done += len(batch)
             if on_progress is not None:
-                on_progress(min(start + _BATCH, len(items)), len(items))
+                on_progress(done, len(items))
     return [np.concatenate(collected) for collected in rows]
 
 

@@ -16,7 +16,8 @@ from edgetl.bench.conditions import snapshot
 from edgetl.bench.energy import measure_energy, meters
 from edgetl.bench.measure import FEWEST_CALLS
 from edgetl.preprocess import decode, fit
-from edgetl.runtime.classifier import Classifier, predictions
+from edgetl.runtime.classifier import Classifier
+from edgetl.runtime.prediction import predictions
 
 __all__ = ["JOBS"]
 

@@ -124,6 +124,9 @@ class _Named:
         """Passes on."""
         self._display.progress(f"{self._name}: {stage}", done, total, text)
 
+    def note(self, text: str) -> None:
+        """Says nothing: what the demo shows is the comparison at the end."""
+
     def weights(self, report: Any) -> None:
         """Passes on."""
         self._display.weights(report)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from edgetl.cli.display import Display
     from edgetl.cli.gating import Gate
 
-__all__ = ["Task", "measured_on"]
+__all__ = ["Task", "bench_options", "measured_on"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def measured_on(
         from edgetl.bench.luggage import Job
         from edgetl.bench.remote import bench_on_boards
 
-        job = Job(task.contenders, _options(task, gate.limits), task.reference, task.wheelhouse)
+        job = Job(task.contenders, [*bench_options(task), *_limits(task, gate.limits)], task.reference, task.wheelhouse)
         boards = [board for board in where if board is not None]
         say = _saying(display)
         for number, outcome in zip(numbers, bench_on_boards(boards, job, say=say), strict=True):
@@ -74,8 +74,8 @@ def _here(display: Display, task: Task, gate: Gate) -> tuple[Result, Verdict | N
     return result, gate.judge(result)
 
 
-def _options(task: Task, limits: Limits) -> list[str]:
-    """Returns the options for the same measurement on a board; a gate against a reference is judged there."""
+def bench_options(task: Task) -> list[str]:
+    """Returns the options of ``edgetl bench`` for the same measurement on a board."""
     config = task.config
     options = ["--processes", str(config.processes), "--seconds", str(config.seconds), "--threads", str(config.threads)]
     for name in config.variants:
@@ -88,6 +88,12 @@ def _options(task: Task, limits: Limits) -> list[str]:
         options += ["--batch", ",".join(map(str, config.batches))]
     if config.energy:
         options.append("--energy")
+    return options
+
+
+def _limits(task: Task, limits: Limits) -> list[str]:
+    """Returns the options of a gate against a reference: that is judged on the board."""
+    options: list[str] = []
     if task.reference is None:
         return options
     for name, limit in (("--max-regression", limits.max_regression), ("--max-drop", limits.max_drop)):

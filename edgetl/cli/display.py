@@ -159,6 +159,29 @@ class Display:
             if layers:
                 self.console.print(f"int8-{target}: left in float for their cost: {', '.join(layers)}")
 
+    def confidence(self, bundle: Bundle) -> None:
+        """Says what the confidence of the variant that most will run is worth, and what is given no label."""
+        for name, report in bundle.manifest["proof"].get("confidence", {}).items():
+            if name != "fp32":
+                continue
+            after = "" if report["ece_after"] is None else f", {percent(report['ece_after'])} after"
+            self.console.print(
+                f"confidence: divided by a temperature of {report['temperature']:.2f}; calibration error "
+                f"{percent(report['ece_before'])} before{after}"
+            )
+            unknown = report.get("unknown")
+            if unknown is not None:
+                measured, lost = unknown["false_accept_measured"], unknown["right_and_rejected"]
+                self.console.print(
+                    f"below {percent(unknown['confidence'])} confidence a picture has no label, so that at most "
+                    f"{percent(unknown['false_accept'])} of {unknown['source']} pass"
+                )
+                if measured is not None:
+                    self.console.print(
+                        f"on pictures held out from that, {percent(measured)} passed, and {percent(lost)} of the "
+                        "validation pictures were right and had none"
+                    )
+
 
 def _named(report: Mapping[str, Any], root: str) -> dict[str, Any]:
     """Returns a fidelity report whose pictures are named by their paths inside the data."""

@@ -40,6 +40,19 @@ __all__ = ["export"]
 @click.option("--calibration", type=PATH, help="calibration.json of the same export, to be used again.")
 @click.option("--max-drop", type=RATE, default="1pt", show_default=True, help="Largest loss of top-1 against FP32.")
 @click.option(
+    "--false-accept",
+    type=RATE,
+    help="Give pictures of none of the classes no label; this share of them may pass, like 5%.",
+)
+@click.option("--unknown", type=PATH, help="Folder of such pictures.  [default: each class plays it in turn]")
+@click.option(
+    "--exemplars",
+    type=int,
+    default=30,
+    show_default=True,
+    help="Training pictures of each class whose embeddings go along, for learning on the device; 0 for none.",
+)
+@click.option(
     "--keep-fp16",
     multiple=True,
     metavar="PATTERN",
@@ -65,6 +78,9 @@ def export(
     mixed: bool,
     calibration: Path | None,
     max_drop: float,
+    false_accept: float | None,
+    unknown: Path | None,
+    exemplars: int,
     keep_fp16: tuple[str, ...],
     with_original: bool,
     allow_leakage: bool,
@@ -89,7 +105,16 @@ def export(
     from edgetl.report import export_report
 
     quantize = QuantizeConfig(method, calib_images, keep_fp16, repair, mixed)
-    config = ExportConfig(int8, fp16, quantize, max_drop, calibration=calibration)
+    config = ExportConfig(
+        int8,
+        fp16,
+        quantize,
+        max_drop,
+        calibration=calibration,
+        false_accept=false_accept,
+        unknown=unknown,
+        exemplars=exemplars,
+    )
     out = out or Path("models/bundles") / f"{source.stem}.edgetl"
     check_free(out, force=force)
     if calibration is not None and not int8:
@@ -114,6 +139,7 @@ def export(
                 bundles.append(export_original(source, dataset, config, original_name(out), **options))
     for bundle, reports in zip(bundles, fidelity, strict=True):
         display.fidelity(bundle, reports, dataset.root)
+        display.confidence(bundle)
         display.console.print(f"{bundle.root}: written, digest {bundle.digest[:12]}")
     emit_json(json_out, [{"bundle": str(bundle.root), **bundle.manifest} for bundle in bundles])
     targets = [] if html_out is None else [html_out, html_out.with_suffix(f".original{html_out.suffix}")]

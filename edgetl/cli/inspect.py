@@ -29,6 +29,7 @@ def inspect(
     """Describe THING: a bundle, a run, a TensorRT plan, a folder or table of pictures, or a backbone's name."""
     from edgetl.cli.display import Display
     from edgetl.cli.layers import show_plan
+    from edgetl.dataset import located
 
     path = Path(thing)
     with Display(json_to_stdout=json_out == "-") as display:
@@ -38,7 +39,7 @@ def inspect(
             report = _bundle(display, path, layers)
         elif (path / "config.yaml").exists():
             report = _run(display, path)
-        elif path.exists() or thing == "digits":
+        elif path.exists() or thing == "digits" or located(thing):
             report = _data(display, thing, val_fraction=val_fraction, allow_leakage=allow_leakage)
         else:
             report = _backbone(display, thing, blocks)

@@ -9,6 +9,7 @@ import click
 
 from edgetl import __version__
 from edgetl.cli.bench import bench
+from edgetl.cli.bundle import bundle
 from edgetl.cli.compare import compare
 from edgetl.cli.compile import compile_
 from edgetl.cli.demo import demo
@@ -18,6 +19,7 @@ from edgetl.cli.finetune import finetune
 from edgetl.cli.history import history
 from edgetl.cli.inspect import inspect
 from edgetl.cli.predict import predict
+from edgetl.cli.select import select
 from edgetl.errors import EdgetlError, missing_extra
 
 __all__ = ["cli", "main", "run"]
@@ -26,20 +28,22 @@ __all__ = ["cli", "main", "run"]
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="edgetl")
 def cli() -> None:
-    r"""From a folder of pictures to a small, fast, proven classifier on a Jetson, a GPU or a CPU.
+    """From a folder of pictures to a small, fast, proven classifier on a Jetson, a GPU or a CPU.
 
     \b
       edgetl demo                                          see it work, on built-in data
+      edgetl select photos/ --latency-budget 5ms           which backbone, before training
       edgetl finetune photos/ --out runs/parts             your pictures, a pretrained backbone
       edgetl export runs/parts --int8 --out parts.edgetl   ONNX, FP16 and INT8, with proof
       edgetl compile parts.edgetl                          TensorRT plans, the faster one is kept
       edgetl bench parts.edgetl --data photos/             accuracy and latency of each variant
       edgetl bench parts.edgetl --against HEAD~1:parts.edgetl --max-regression 5%   a gate for CI
       edgetl predict parts.edgetl bolt.jpg                 what the device app does
-    """
+      edgetl bundle sign parts.edgetl --key release.key    devices take only what you signed
+    """  # noqa: D301 (click wants the character itself)
 
 
-for _command in (finetune, export, compile_, bench, compare, history, predict, inspect, doctor, demo):
+for _command in (select, finetune, export, compile_, bench, compare, history, predict, inspect, bundle, doctor, demo):
     cli.add_command(_command)
 
 

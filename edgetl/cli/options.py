@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 __all__ = [
-    "COUNTS", "FLOATS", "PATH", "RATE", "RECALL", "SIZE", "SMS", "emit_html", "emit_json", "html_option", "json_option",
+    "COUNTS", "FLOATS", "PATH", "RATE", "RECALL", "SIZE", "SMS", "SectionedCommand", "emit_html", "emit_json",
+    "html_option", "json_option",
 ]  # fmt: skip
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -111,6 +112,30 @@ class _Counts(click.ParamType[tuple[int, ...]]):
 
 
 RATE, SIZE, FLOATS, SMS, RECALL, COUNTS = _Rate(), _Size(), _Floats(), _Sms(), _Recall(), _Counts()
+
+
+class SectionedCommand(click.Command):
+    """A command with so many options that its help needs headings.
+
+    Args:
+        sections: Heading -> names of parameters; what is in none stands last, under Options.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, section by section."""
+        rows: dict[str, list[tuple[str, str]]] = {name: [] for name in (*self._sections, "Options")}
+        place = {name: heading for heading, names in self._sections.items() for name in names}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                rows[place.get(param.name or "", "Options")].append(record)
+        for heading, members in rows.items():
+            with formatter.section(heading):
+                formatter.write_dl(members)
 
 
 def json_option(function: F) -> F:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def predict(
     import edgetl
     from edgetl.artifacts import printable
     from edgetl.cli.display import Display
+    from edgetl.dataset import pictures_in
     from edgetl.errors import PictureError
 
     results: list[dict[str, Any]] = []
@@ -42,7 +43,7 @@ def predict(
         edgetl.load(bundle, engine=engine, variant=variant, plans=plans, on_progress=display.progress) as classify,
     ):
         display.note(f"{classify.variant} on {classify.engine}: {classify.reason}")
-        paths = list(_files(pictures))
+        paths = [path for name in pictures for path in pictures_in(name)]
         failed: list[PictureError] = []
         for number, path in enumerate(paths, start=1):
             try:
@@ -62,24 +63,10 @@ def predict(
             display.progress("pictures", number, len(paths))
     for result in results if json_out != "-" else []:
         rest = ", ".join(f"{entry['label']} {entry['confidence']:.1%}" for entry in result["top"])
-        click.echo(f"{result['path']}: {rest}")
+        click.echo(f"{result['path']}: {'none of the classes; nearest ' if result['label'] is None else ''}{rest}")
     if results or not failed:
         emit_json(json_out, results)
     for problem in failed[:-1]:
         click.echo(f"edgetl: {problem}", err=True)
     if failed:  # the others have had their answers
         raise failed[-1]
-
-
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    from edgetl.dataset import EXTENSIONS
-    from edgetl.errors import InputError
-
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        if not found:
-            raise InputError(f"{path}: holds no pictures ({', '.join(sorted(EXTENSIONS))})")
-        yield from found

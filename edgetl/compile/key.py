@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgetl import gpu
-from edgetl.artifacts import canonical_json
+from edgetl.canonical import canonical_json
 from edgetl.compile.api import Product
 from edgetl.compile.builder import PlanSettings
 from edgetl.jetson import l4t_release

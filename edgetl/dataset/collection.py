@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgetl.artifacts import canonical_json, printable
+from edgetl.artifacts import printable
+from edgetl.canonical import canonical_json
 from edgetl.dataset.look import Audit, Look, look_at_all
-from edgetl.dataset.sources import BUILT_IN, EXTENSIONS, LAYOUTS, SPLITS, Found, discover
+from edgetl.dataset.originals import original_of
+from edgetl.dataset.sources import BUILT_IN, EXTENSIONS, LAYOUTS, SPLITS, Found, discover, located
 from edgetl.errors import DatasetError
 
 __all__ = ["VAL_FRACTION", "Dataset", "Item", "Source", "calibration_sample", "open_dataset"]
@@ -86,7 +88,7 @@ def open_dataset(
     """Reads and audits a collection; every picture is decoded once.
 
     Args:
-        source: Folder, CSV table, or the name ``digits``.
+        source: Folder, CSV table, the name ``digits``, or one like ``cifar10:DIR``.
         val_fraction: Share of pictures that go to ``val`` where the source does not say, 0 to 1.
         allow_leakage: Whether the same picture may be in two splits.
         on_progress: Called with (pictures done, pictures in all).
@@ -98,9 +100,9 @@ def open_dataset(
     if not 0 < val_fraction < 1:
         raise DatasetError(f"val fraction is {val_fraction}: it must be between 0 and 1")
     name = str(source)
-    if isinstance(source, Path) and name in BUILT_IN:  # a folder of that name
+    if isinstance(source, Path) and (name in BUILT_IN or located(name)):  # a folder of that name
         name = f"./{name}"
-    found = list(discover(name))
+    found = list(discover(name, on_progress))
     if not found:
         raise DatasetError(f"{name}: holds no pictures ({', '.join(sorted(EXTENSIONS))}); expected {LAYOUTS}")
     looks = look_at_all(found, on_progress)
@@ -118,9 +120,15 @@ def open_dataset(
     items = _items(kept, classes, val_fraction)
     notes = [(printable(f.path), look.note) for f, look in kept if look.note]
     notes += _check_classes(name, classes, items, given=any(f.split for f in found))
-    notes += _check_duplicates(items, allow_leakage=allow_leakage)
+    original = None if isinstance(source, Path) else original_of(name)
+    # CIFAR's own splits share a few pictures; everybody's figures are on them as they are.
+    notes += _check_duplicates(items, allow_leakage=allow_leakage or original is not None)
     audit = Audit(len(found), bad, tuple(notes))
-    absolute = name if name in BUILT_IN else str(Path(name).resolve())
+    place = None if isinstance(source, Path) else located(name)
+    if place is not None:
+        absolute = f"{place[0]}:{place[1].resolve()}"
+    else:
+        absolute = name if name in BUILT_IN else str(Path(name).resolve())
     opened = Source(absolute, val_fraction, allow_leakage)
     return Dataset(printable(name), classes, tuple(items), _digest(classes, items), audit, opened)
 

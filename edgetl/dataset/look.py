@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from edgetl.dataset.sources import Found
 from edgetl.errors import PictureError
-from edgetl.preprocess import MAX_PIXELS, NARROWEST, decode
+from edgetl.preprocess import MAX_PIXELS, NARROWEST, decode, open_image
 from edgetl.quiet import without_warnings
 from edgetl.spec import PreprocessSpec
 
@@ -95,7 +92,7 @@ def _remark(data: bytes) -> str:
     """Names what is unusual about a picture that can be used, read from its header."""
     remarks = []
     try:
-        with without_warnings(), Image.open(io.BytesIO(data)) as image:
+        with without_warnings(), open_image(data) as image:
             if image.mode == "CMYK":
                 remarks.append("CMYK, converted")
             if image.mode.startswith("I") or image.mode == "F" or any(";16" in str(tile[3]) for tile in image.tile):

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from edgetl.artifacts import cache_folder, new_folder
-from edgetl.errors import DatasetError, InputError, require
+from edgetl.artifacts import cache_folder, made_once, new_folder
+from edgetl.dataset.originals import ORIGINALS, original_of, unpacked
+from edgetl.dataset.shards import shards_of, unpacked_shards
+from edgetl.errors import DatasetError, require
+from edgetl.preprocess import FORMATS
 
-__all__ = ["BUILT_IN", "EXTENSIONS", "LAYOUTS", "SPLITS", "Found", "discover", "write_digits"]
+__all__ = ["BUILT_IN", "EXTENSIONS", "LAYOUTS", "SPLITS", "Found", "discover", "located", "pictures_in", "write_digits"]
 
 # Formats that Pillow may not decode (a phone's .heic) are named too, so that the audit can say they were left out.
-EXTENSIONS = frozenset(
-    {
-        ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
-        ".avif", ".heic", ".heif",
-    }
-)  # fmt: skip
+EXTENSIONS = frozenset(ending for endings in FORMATS.values() for ending in endings)
 BUILT_IN = ("digits",)
 SPLITS = ("train", "val", "test")
-LAYOUTS = "root/{train,val}/class/picture, root/class/picture, a CSV table, or the name digits"
+LAYOUTS = "root/{train,val}/class/picture, root/class/picture, a CSV table, digits, or one of " + ", ".join(
+    f"{kind}:DIR" for kind in (*ORIGINALS, "webdataset")
+)
 _LIKE_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "eval", "dev", "test", "testing"})
 
 
@@ -37,14 +37,32 @@ class Found:
     split: str | None
 
 
-def discover(source: str) -> Iterator[Found]:
+def located(source: str) -> tuple[str, Path] | None:
+    """Returns (kind, folder) of a source like ``cifar10:DIR`` or ``webdataset:DIR``, or None where it has no kind."""
+    shards = shards_of(source)
+    return ("webdataset", shards) if shards is not None else original_of(source)
+
+
+def discover(source: str, on_unpacked: Callable[[int, int], None] | None = None) -> Iterator[Found]:
     """Yields the files that a source names, in no order that matters.
+
+    Args:
+        source: See the package.
+        on_unpacked: Called with (pictures, pictures in all) while a published collection becomes files.
 
     Raises:
         DatasetError: The source is nothing of the kind, or a class or a line of it is empty.
     """
     if source == "digits":
         yield from _discover_folder(_digits_folder())
+        return
+    original = original_of(source)
+    if original is not None:
+        yield from _discover_table(unpacked(*original, on_unpacked))
+        return
+    shards = shards_of(source)
+    if shards is not None:
+        yield from _discover_table(unpacked_shards(shards, EXTENSIONS, SPLITS))
         return
     path = Path(source)
     if path.is_dir():
@@ -58,15 +76,21 @@ def discover(source: str) -> Iterator[Found]:
 
 
 def _digits_folder() -> Path:
-    cache = cache_folder()
-    folder = cache / "digits-1"
-    if not folder.is_dir():
-        try:
-            write_digits(folder)
-        except InputError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    return folder
+    return made_once(cache_folder() / "digits-1", write_digits)
+
+
+def pictures_in(path: Path) -> list[Path]:
+    """Returns the pictures of a folder and of those below it, whatever their names; a file is itself.
+
+    Raises:
+        DatasetError: A folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+    if not found:
+        raise DatasetError(f"{path}: holds no pictures ({', '.join(sorted(EXTENSIONS))})")
+    return found
 
 
 def _discover_folder(root: Path) -> Iterator[Found]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from edgetl import host
 from edgetl.artifacts import OnnxModel, new_folder, write_json
 from edgetl.backbones import load_network
 from edgetl.bench import label_indices
-from edgetl.bundle import Bundle, Variant, check_free, open_bundle, write_manifest
-from edgetl.dataset import Dataset, Item, calibration_sample
+from edgetl.bundle import EXEMPLARS, Bundle, Variant, check_free, open_bundle, write_manifest
+from edgetl.dataset import Dataset, Item, calibration_sample, input_batches
 from edgetl.errors import ExportError, GateError, InputError
 from edgetl.export.foreign import onnx_from_foreign
 from edgetl.export.onnx import check_agreement, onnx_from_module
@@ -49,8 +49,8 @@ __all__ = [
 
 OnFidelity = Callable[[Mapping[str, Any]], None]
 
-_BATCH = 8
 _COMPARED = 8
+_MOST_EXEMPLARS = 1000
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ class ExportConfig:
         max_drop: Largest loss of top-1 accuracy of a variant against FP32, a fraction.
         seconds: Of latency measuring in each of 3 processes.
         calibration: A calibration.json of the very same graph, pictures and settings, to be used again.
+        false_accept: Largest share of foreign pictures that may pass as one of the classes; less sure answers then
+            have no label. None rejects nothing.
+        unknown: Folder of pictures of none of the classes, to find that out with; without it each class plays it in
+            turn.
+        exemplars: Training pictures of each class whose embeddings go into the bundle, so that a device can learn
+            further classes; at most 1000 in all, 0 for none.
     """
 
     int8: bool = False
@@ -72,8 +78,17 @@ class ExportConfig:
     max_drop: float = 0.01
     seconds: float = 1.5
     calibration: Path | None = None
+    false_accept: float | None = None
+    unknown: Path | None = None
+    exemplars: int = 30
 
     def __post_init__(self) -> None:
+        if self.false_accept is not None and not 0 <= self.false_accept < 1:
+            raise InputError(f"--false-accept is {self.false_accept}: it must be from 0% to below 100%")
+        if self.unknown is not None and self.false_accept is None:
+            raise InputError("--unknown needs --false-accept: how many of such pictures may pass, like 5%")
+        if self.exemplars < 0:
+            raise InputError(f"--exemplars is {self.exemplars}: it must be 0 or more")
         if not 0 <= self.max_drop <= 1:
             raise InputError(f"--max-drop is {self.max_drop}: it must be between 0pt and 100pt")
 
@@ -141,7 +156,15 @@ def export_original(
     check_original(run, out, force=force)
     network, spec = load_network(run / "source.safetensors")
     with new_folder(out, force=force) as folder:
-        job = _Job(folder, spec, dataset, replace(config, calibration=None), reporter, on_fidelity, gated=False)
+        job = _Job(
+            folder,
+            spec,
+            dataset,
+            replace(config, calibration=None, false_accept=None, unknown=None),
+            reporter,
+            on_fidelity,
+            gated=False,
+        )
         graph = job.from_module(network, "")
         job.finish(graph, {"kind": "original"}, extra={"probe_top1": _probe(graph, dataset, reporter)})
     return open_bundle(out)
@@ -241,8 +264,40 @@ class _Job:
         self._gate(variants)
         if self.on_fidelity is not None:
             self.on_fidelity(prover.fidelity)
-        proof = {**prover.proof(), **(extra or {})}
-        write_manifest(self.folder, self.spec, variants, provenance=self._provenance(origin, int8), proof=proof)
+        decisions, confidence = prover.decisions(variants, self.config.false_accept, self.config.unknown)
+        proof = {**prover.proof(), "confidence": confidence, **(extra or {})}
+        write_manifest(
+            self.folder,
+            self.spec,
+            variants,
+            provenance=self._provenance(origin, int8),
+            proof=proof,
+            decisions=decisions,
+            exemplars=self._write_exemplars(graph),
+        )
+
+    def _write_exemplars(self, graph: OnnxModel) -> list[int] | None:
+        """Writes embeddings of some training pictures, and returns how many of each class, or None for none."""
+        from edgetl.runtime.ort import OrtSession
+
+        classes = len(self.spec.labels)
+        wanted = min(self.config.exemplars * classes, max(classes, _MOST_EXEMPLARS))
+        items = calibration_sample(self.dataset.split("train"), wanted)
+        labels = label_indices(self.spec, self.dataset, items)
+        if not self.gated or labels is None or len(set(labels.tolist())) < classes:
+            return None
+        items = tuple(items[i] for i in np.argsort(labels, kind="stable"))
+        rows: list[NDArray[np.float32]] = []
+        with OrtSession(graph.path, self.spec) as session:
+            for batch in input_batches(items, self.spec.preprocess):
+                rows.append(session.infer(batch)["embedding"])
+                self.reporter.progress("exemplars", sum(map(len, rows)), len(items))
+        embeddings = np.concatenate(rows).astype(np.float16)
+        if not np.isfinite(embeddings).all():
+            return None
+        with (self.folder / EXEMPLARS).open("wb") as file:
+            np.save(file, embeddings, allow_pickle=False)
+        return [int(count) for count in np.bincount(labels, minlength=classes)]
 
     def _provenance(self, origin: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:
         opened = self.dataset.source
@@ -289,7 +344,7 @@ class _Job:
             quantize = replace(quantize, keep_fp16=known_patterns(graph, quantize.keep_fp16))
         with Calibrator(
             models["fp32"],
-            _batches(items, self.spec),
+            input_batches(items, self.spec.preprocess),
             quantize,
             labels=label_indices(self.spec, self.dataset, items),
             pictures_sha256=hashlib.sha256("".join(item.sha256 for item in items).encode()).hexdigest(),
@@ -331,11 +386,6 @@ class _Job:
             )
 
 
-def _batches(items: Sequence[Item], spec: ModelSpec) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, len(items), _BATCH):
-        yield np.stack([preprocess(item.path, spec.preprocess) for item in items[start : start + _BATCH]])
-
-
 def _probe(graph: OnnxModel, dataset: Dataset, reporter: Reporter) -> float:
     """Returns the top-1 accuracy on ``val`` of a logistic regression on the graph's embedding of ``train``."""
     from sklearn.linear_model import LogisticRegression
@@ -347,7 +397,7 @@ def _probe(graph: OnnxModel, dataset: Dataset, reporter: Reporter) -> float:
         for split in ("train", "val"):
             items = dataset.split(split)
             rows = []
-            for batch in _batches(items, graph.spec):
+            for batch in input_batches(items, graph.spec.preprocess):
                 rows.append(session.infer(batch)["embedding"])
                 reporter.progress(f"probe of the original: {split}", sum(map(len, rows)), len(items))
             parts[split] = np.concatenate(rows), np.array([item.label for item in items])

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from edgetl import host
 from edgetl.artifacts import OnnxModel, sha256_of, write_json
 from edgetl.bench import Side, answers, fidelity_report, label_indices, measure_latency, paired_ratio, scores
-from edgetl.bundle import Variant, open_bundle, write_manifest
-from edgetl.dataset import Dataset
-from edgetl.errors import GateError
+from edgetl.bundle import Decision, Variant, open_bundle, write_manifest
+from edgetl.confidence import confidence_report, rejection_report
+from edgetl.dataset import Dataset, Item, pictures_in
+from edgetl.errors import GateError, InputError
 from edgetl.metrics import classification_report, sqnr_db
 from edgetl.quantize import save_onnx
 from edgetl.spec import ModelSpec
@@ -138,6 +139,49 @@ class Prover:
             sides = [Side(folder, variant.name) for variant in variants]
             reference, candidate = measure_latency(sides, seconds=self._seconds).samples_ns
         return paired_ratio(candidate, reference)
+
+    def decisions(
+        self, variants: Sequence[Variant], false_accept: float | None, unknown: Path | None
+    ) -> tuple[dict[str, Decision], dict[str, Any]]:
+        """Returns what each variant's logits are worth, and the proof of it.
+
+        Args:
+            variants: Judged before.
+            false_accept: Largest share of foreign pictures that may pass as one of the classes; None rejects nothing.
+            unknown: Folder of pictures of none of the classes; without it each class plays that, left out in turn.
+
+        Raises:
+            InputError: There is nothing to find a threshold with.
+        """
+        labels = self._labels
+        if labels is None or not len(labels):
+            if false_accept is not None:
+                raise InputError("--false-accept needs pictures of the model's classes to judge on")
+            return {}, {}
+        classes = len(self._spec.labels)
+        if false_accept is not None and unknown is None and classes < 3:
+            raise InputError(
+                f"--false-accept with {classes} classes needs pictures of none of them: give a folder by --unknown"
+            )
+        foreign: dict[str, NDArray[np.float32]] = {}
+        if false_accept is not None and unknown is not None:
+            items = [Item(path, 0, "unknown", "") for path in pictures_in(unknown)]
+            found = answers(open_bundle(self._folder), [(variant, "cpu") for variant in variants], items)
+            foreign = {variant.name: logits for variant, logits in zip(variants, found, strict=True)}
+        decisions, reports = {}, {}
+        for variant in variants:
+            logits = self._answers[variant.sha256]
+            if not np.isfinite(logits).all():
+                continue
+            report = confidence_report(logits, labels)
+            limit = None
+            if false_accept is not None:
+                rejection = rejection_report(logits, labels, foreign.get(variant.name), false_accept)
+                limit = rejection["min_log_odds"]
+                report["unknown"] = {"source": "classes left out" if unknown is None else "pictures", **rejection}
+            decisions[variant.name] = Decision(report["temperature"], limit)
+            reports[variant.name] = report
+        return decisions, reports
 
     @property
     def fidelity(self) -> dict[str, Any]:

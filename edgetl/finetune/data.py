@@ -8,26 +8,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import InterpolationMode, v2
 
 from edgetl.dataset import Item
+from edgetl.errors import PictureError
+from edgetl.finetune.ranks import ALONE, Ranks
+from edgetl.finetune.seeding import seed_step
 from edgetl.preprocess import decode, preprocess
 from edgetl.spec import PreprocessSpec
 
 __all__ = [
+    "Batch",
     "EpochSampler",
     "FeatureRows",
     "evaluation_loader",
+    "in_one_line",
     "shuffled_loader",
     "statistics_loader",
     "training_loader",
+    "view_loader",
 ]
 
 Batch = tuple[Tensor, Tensor]
@@ -41,24 +49,37 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Attributes:
         epoch: The epoch that the next iteration delivers; it counts up by itself.
-        start: How many entries of that epoch to leave out (after resuming).
+        start: How many entries of that epoch to leave out (after resuming), of all processes together.
+
+    Args:
+        count: Of pictures.
+        seed: See above.
+        shares: (count,), how likely each is to be drawn, with replacement; None takes each once.
+        ranks: Of several processes, each takes its part of every batch, so that together they see the batches of one.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, shares: NDArray[np.float64] | None = None, ranks: Ranks = ALONE) -> None:
         self.count = count
+        self.ranks = ranks
         self.seed = seed
+        self.shares = shares
         self.epoch = 0
         self.start = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, start = self.epoch, self.start
         self.epoch, self.start = epoch + 1, 0
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
-        yield from ((epoch, int(i)) for i in order[start:])
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.shares is None:
+            order = rng.permutation(self.count)
+        else:
+            order = rng.choice(self.count, self.count, p=self.shares)
+        mine = order[: len(self) * self.ranks.count][start + self.ranks.rank :: self.ranks.count]
+        yield from ((epoch, int(i)) for i in mine)
 
     def __len__(self) -> int:
         """Of a whole epoch: Lightning asks once, and would shorten every epoch after a resumed one."""
-        return self.count
+        return self.count // self.ranks.count
 
 
 class _TrainingPictures(Dataset[Batch]):
@@ -75,7 +96,7 @@ class _TrainingPictures(Dataset[Batch]):
             pixels = preprocess(item.path, self.spec)
         else:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_seed_of(self.seed, epoch, index))
+                seed_step(_seed_of(self.seed, epoch, index))
                 image: Image.Image = self.augment(decode(item.path, self.spec))
             pixels = np.asarray(image, dtype=np.uint8).reshape(self.spec.input_shape)
         return torch.from_numpy(np.array(pixels)), torch.tensor(item.label)
@@ -115,22 +136,67 @@ class FeatureRows(Dataset[Batch]):
 
 
 def training_loader(
-    items: Sequence[Item], spec: PreprocessSpec, *, augment: str, batch_size: int, seed: int, workers: int
+    items: Sequence[Item],
+    spec: PreprocessSpec,
+    *,
+    augment: str,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    shares: NDArray[np.float64] | None = None,
+    ranks: Ranks = ALONE,
 ) -> DataLoader[Batch]:
     """Returns batches of (uint8 (N, H, W, C), int64 (N,)), newly ordered and augmented each epoch."""
     pictures: Dataset[Batch] = _TrainingPictures(items, spec, augment, seed)
-    return shuffled_loader(pictures, len(items), batch_size=batch_size, seed=seed, workers=workers)
+    return shuffled_loader(
+        pictures, len(items), batch_size=batch_size, seed=seed, workers=workers, shares=shares, ranks=ranks
+    )
 
 
-def shuffled_loader(data: Dataset[Any], count: int, *, batch_size: int, seed: int, workers: int = 0) -> DataLoader[Any]:
-    """Returns batches in the order of an `EpochSampler`; a last batch of one is left out (BatchNorm)."""
+def view_loader(
+    items: Sequence[Item],
+    spec: PreprocessSpec,
+    *,
+    views: int,
+    augment: str,
+    seed: int,
+    batch_size: int,
+    workers: int,
+) -> DataLoader[Batch]:
+    """Returns the first views of each picture, side by side: view v is what `training_loader` gives in epoch v."""
+    keys = [(view, index) for index in range(len(items)) for view in range(views)]
+    return DataLoader(
+        _TrainingPictures(items, spec, augment, seed),
+        batch_size=batch_size,
+        sampler=keys,
+        num_workers=workers,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def shuffled_loader(
+    data: Dataset[Any],
+    count: int,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    shares: NDArray[np.float64] | None = None,
+    ranks: Ranks = ALONE,
+) -> DataLoader[Any]:
+    """Returns batches in the order of an `EpochSampler`; a last batch of one is left out (BatchNorm).
+
+    ``batch_size`` is that of all processes together.
+    """
+    sampler, size = EpochSampler(count, seed, shares, ranks), batch_size // ranks.count
     return DataLoader(
         data,
-        batch_size=batch_size,
-        sampler=EpochSampler(count, seed),
+        batch_size=size,
+        sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
-        drop_last=count > batch_size and count % batch_size == 1,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=len(sampler) > size and len(sampler) % size == 1,
         generator=torch.Generator().manual_seed(seed),
     )
 
@@ -157,6 +223,20 @@ def statistics_loader(items: Sequence[Item], spec: PreprocessSpec, *, workers: i
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
     )
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Takes torch's traceback off what a worker process said of a picture; the last line is the error's own.
+
+    Raises:
+        PictureError: In one line.
+    """
+    try:
+        yield
+    except PictureError as error:
+        own = str(error).strip().splitlines()[-1]
+        raise PictureError(own.removeprefix(f"{PictureError.__module__}.{PictureError.__name__}: ")) from None
 
 
 def _seed_of(*parts: int) -> int:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
-from edgetl.artifacts import cache_folder, canonical_json, write_bytes
+from edgetl.artifacts import cache_folder
 from edgetl.backbones import Network
+from edgetl.canonical import canonical_json
 from edgetl.dataset import Item
 from edgetl.errors import InputError
 from edgetl.finetune.data import evaluation_loader
+from edgetl.finetune.kept_arrays import check_room, forget_oldest, new_array, read_array
 from edgetl.spec import PreprocessSpec
 
 __all__ = ["compute_features"]
 
 _VERSION = 1
-_KEPT = 64
+_KEPT_BYTES = 8 << 30  # of all together
 
 
 def compute_features(
@@ -37,52 +42,53 @@ def compute_features(
     """Returns what the head's first layer sees of each picture, (N, D) float32, without augmentation.
 
     The result is taken from ``$XDG_CACHE_HOME/edgetl/features`` where weights, preprocessing and pictures
-    are the same to the bit, and the first batch, computed anew, proves that the code between them is too.
+    are the same to the bit, and the first batch, computed anew, proves that the code between them is too. It lies on
+    disk, mapped; in memory only where the disk has no room for it.
     """
-    path = _cache() / f"{_key(network, items, spec)}.npy"
-    cached = _read(path, len(items))
-    network.eval().to(device)
-    rows: list[NDArray[np.float32]] = []
-    with torch.inference_mode():
-        for pictures, _ in evaluation_loader(items, spec, batch_size=batch_size, workers=workers):
+    path = cache_folder() / "features" / f"{_key(network, items, spec)}.npy"
+    loader = evaluation_loader(items, spec, batch_size=batch_size, workers=workers)
+    rows = _rows(network.eval().to(device), loader, device)
+    first = next(rows)
+    shape = (len(items), first.shape[1])
+    cached = read_array(path, shape, np.float32)
+    if cached is not None and _agree(cached[: len(first)], first):
+        on_progress(len(items), len(items))
+        return cached
+    with _room_for(path, shape) as features:
+        done = 0
+        for batch in itertools.chain([first], rows):
+            features[done : done + len(batch)] = batch
+            done += len(batch)
+            on_progress(done, len(items))
+    forget_oldest(path, _KEPT_BYTES)
+    found = read_array(path, shape, np.float32)
+    return features if found is None else found
+
+
+def _rows(network: Network, loader: DataLoader[Any], device: torch.device) -> Iterator[NDArray[np.float32]]:
+    for pictures, _ in loader:
+        with torch.inference_mode():
             pooled = network.head.pool(network.features(pictures.to(device)))
-            rows.append(torch.flatten(pooled, 1).float().cpu().numpy())
-            if len(rows) == 1 and cached is not None and _agree(cached[: len(rows[0])], rows[0]):
-                on_progress(len(items), len(items))
-                return cached
-            on_progress(sum(map(len, rows)), len(items))
-    features = np.concatenate(rows)
-    _keep(path, features)
-    return features
+            rows = torch.flatten(pooled, 1).float().cpu().numpy()
+        yield rows
+
+
+@contextmanager
+def _room_for(path: Path, shape: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
+    """Gives an array on disk, or in memory where that cannot be: it is only a cache."""
+    with ExitStack() as stack:
+        array: NDArray[np.float32]
+        try:
+            check_room(path.parent, 4 * shape[0] * shape[1], "features")
+            array = stack.enter_context(new_array(path, shape, np.float32))
+        except InputError:
+            array = np.empty(shape, np.float32)
+        yield array
 
 
 def _agree(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     """Tells whether features differ by no more than another device's or another batch size's rounding."""
-    return a.shape == b.shape and bool(np.abs(a - b).max() <= 1e-3 * max(float(np.abs(b).max()), 1e-6))
-
-
-def _keep(path: Path, features: NDArray[np.float32]) -> None:
-    """Writes the cache where that is possible, and forgets the oldest entries beyond the newest few."""
-    buffer = io.BytesIO()
-    np.save(buffer, features, allow_pickle=False)
-    try:
-        write_bytes(path, buffer.getvalue())
-        for old in sorted(path.parent.glob("*.npy"), key=lambda p: -p.stat().st_mtime)[_KEPT:]:
-            old.unlink(missing_ok=True)
-    except (InputError, OSError):  # no home, no space: it is only a cache
-        return
-
-
-def _cache() -> Path:
-    return cache_folder() / "features"
-
-
-def _read(path: Path, rows: int) -> NDArray[np.float32] | None:
-    try:
-        features: NDArray[np.float32] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return features if features.ndim == 2 and len(features) == rows else None
+    return bool(np.abs(a - b).max() <= 1e-3 * max(float(np.abs(b).max()), 1e-6))
 
 
 def _key(network: Network, items: Sequence[Item], spec: PreprocessSpec) -> str:

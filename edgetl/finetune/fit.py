@@ -1,11 +1,10 @@
-"""Training by Lightning's Trainer: loss, schedule, history, and checkpoints that resume exactly."""
+"""Training by Lightning's Trainer; what comes back is the network, its history, and how it ended."""
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,29 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from torch import Tensor, nn
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 from torch.utils.data import DataLoader
 
-from edgetl.errors import InputError, Interrupted
-from edgetl.finetune.data import EpochSampler
-from edgetl.finetune.signals import STOP_SIGNALS, signals_restored
+from edgetl.errors import InputError
+from edgetl.finetune.keeper import Keeper, Progress, Row
+from edgetl.finetune.objective import Objective, logits_of
+from edgetl.finetune.optimizers import Descent, Groups
+from edgetl.finetune.ranks import ALONE, Ranks
+from edgetl.finetune.signals import signals_restored
+from edgetl.finetune.task import Diverged, Task
 from edgetl.quiet import quiet
 
-__all__ = ["FitResult", "Row", "Settings", "evaluate_logits", "fit"]
+__all__ = ["FitResult", "Row", "Settings", "compiled", "evaluate_logits", "fit", "precision_of"]
 
-Row = dict[str, float | int | str]
-Progress = Callable[[str, int, int, str], None]
+
+def _nothing_frozen(_: int) -> Sequence[nn.Module]:
+    return ()
+
+
+def _nothing_watched(_: nn.Module) -> Row:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -35,292 +44,188 @@ class Settings:
     Attributes:
         stage: Name in history and progress.
         epochs: Passes over the training data.
-        optimizer: ``adamw`` or ``sgd``.
-        label_smoothing: Of the training loss.
-        warmup: Share of the steps.
-        seed: For dropout.
-        largest_gradient: Norm of all gradients together, to which larger ones are clipped; None clips nothing.
+        objective: The loss.
+        descent: Optimizer and schedule.
+        ema: Decay of averaged weights, which are then what is judged and kept; 0 for none.
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        seed: For dropout and mixing.
         patience: Epochs without a better selection score before it stops; 0 never stops.
         last: File that the training can be resumed from, or None.
         resume: Whether to begin with that file.
+        start_is_good: Whether the network as given is worth keeping where no epoch is.
+        begin_epoch: Freezes for an epoch, counted from 0, and returns modules that stay in eval mode.
+        watch: Returns columns for the history, after each epoch.
     """
 
     stage: str
     epochs: int
-    optimizer: str
-    label_smoothing: float
-    warmup: float
-    seed: int
-    largest_gradient: float | None = None
+    objective: Objective
+    descent: Descent
+    ema: float = 0.0
+    precision: str = "auto"
+    seed: int = 0
     patience: int = 0
     last: Path | None = None
     resume: bool = False
+    start_is_good: bool = False
+    begin_epoch: Callable[[int], Sequence[nn.Module]] = _nothing_frozen
+    watch: Callable[[nn.Module], Row] = _nothing_watched
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Rows of history, and the epoch whose weights the network now has."""
+    """How a training ended.
+
+    Attributes:
+        rows: History.
+        kept_epoch: Whose weights the network now has, counted from 1; 0 are those it began with.
+        diverged: The epoch in which the loss exploded, or 0.
+    """
 
     rows: list[Row]
     kept_epoch: int
+    diverged: int = 0
 
 
 def fit(
     network: nn.Module,
-    groups: list[dict[str, Any]],
-    frozen: Sequence[nn.Module],
+    groups: Groups,
     train: DataLoader[Any],
     evaluate: dict[str, DataLoader[Any]],
     settings: Settings,
     *,
+    ranks: Ranks = ALONE,
+    shared: bool = False,
     on_row: Callable[[list[Row]], None],
     on_progress: Progress,
 ) -> FitResult:
-    """Trains a network in place.
+    """Trains a network in place; where it diverges, the last good epoch's weights come back.
 
     Args:
         network: Called with a batch's first part, answers (logits, ...) or logits.
         groups: Optimizer groups.
-        frozen: Modules that stay in eval mode.
         train: Batches; its sampler must be an `EpochSampler`.
         evaluate: Loaders by name: ``val``, and ``select`` where epochs are to be chosen.
         settings: See there.
+        ranks: Processes that train together; each calls this with its own parts.
+        shared: Whether each process's ``evaluate`` has a part of the pictures.
         on_row: Called with the whole history after each epoch.
         on_progress: Called with (stage, step, steps, text).
 
     Raises:
+        InputError: It diverged before an epoch was over, or ``settings.last`` cannot be written.
         Interrupted: A signal asked to stop; ``settings.last`` is written.
     """
+    start = copy.deepcopy(network.state_dict()) if settings.start_is_good else None
     network.train()  # Lightning leaves modes as it finds them
-    task = _Task(network, groups, frozen, settings, len(train), tuple(evaluate))
-    keeper = _Keeper(settings, on_row, on_progress)
+    task = Task(
+        network,
+        groups,
+        settings.objective,
+        settings.descent,
+        settings.begin_epoch,
+        ema=settings.ema,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        steps=len(train),
+        evaluations=dict.fromkeys(evaluate, shared),
+        ranks=ranks,
+    )
+    keeper = Keeper(
+        settings.stage, settings.epochs, settings.patience, settings.last, settings.watch, on_row, on_progress, ranks
+    )
     with quiet("lightning.pytorch", "lightning.fabric"), signals_restored():
         trainer = lightning.Trainer(
             max_epochs=settings.epochs,
             accelerator="auto",
-            devices=1,
-            precision=_precision(),
+            **_places(ranks),
+            precision=precision_of(settings.precision),
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=False,
             num_sanity_val_steps=0,
-            gradient_clip_val=settings.largest_gradient,
             callbacks=[keeper],
         )
-        trainer.fit(
-            task,
-            train,
-            list(evaluate.values()),
-            ckpt_path=str(settings.last) if settings.resume else None,
-            weights_only=True if settings.resume else None,
-        )
+        try:
+            trainer.fit(
+                task,
+                train,
+                list(evaluate.values()),
+                ckpt_path=str(settings.last) if settings.resume else None,
+                weights_only=True if settings.resume else None,
+            )
+        except Diverged as end:
+            return _last_good(network, keeper, settings, end.epoch, start)
     if keeper.best is not None:
         network.load_state_dict(keeper.best)
-    return FitResult(keeper.rows, keeper.best_epoch if keeper.best is not None else len(keeper.rows))
+        return FitResult(keeper.rows, keeper.best_epoch)
+    if task.average is not None:
+        network.load_state_dict(task.average.module.state_dict())
+    return FitResult(keeper.rows, len(keeper.rows))
 
 
-def _precision() -> Any:
-    if not torch.cuda.is_available():
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-
-
-class _Task(lightning.LightningModule):
-    """The loss, the optimizer, and what is counted during an epoch."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        groups: list[dict[str, Any]],
-        frozen: Sequence[nn.Module],
-        settings: Settings,
-        steps_per_epoch: int,
-        evaluations: tuple[str, ...],
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self._groups = groups
-        self._frozen = frozen
-        self._settings = settings
-        self._steps = steps_per_epoch * settings.epochs
-        self._evaluations = evaluations
-        self.loss_sum = torch.zeros(())
-        self.seen = 0
-        self.outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        self.scores: dict[str, float] = {}
-
-    def _logits(self, inputs: Tensor) -> Tensor:
-        answer = self.network(inputs)
-        logits: Tensor = answer[0] if isinstance(answer, tuple) else answer
-        return logits.float()
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        """Returns the loss of one batch."""
-        inputs, labels = batch
-        loss = nn.functional.cross_entropy(self._logits(inputs), labels, label_smoothing=self._settings.label_smoothing)
-        self.loss_sum = self.loss_sum.to(loss.device) + loss.detach() * len(labels)
-        self.seen += len(labels)
-        return loss
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Keeps frozen normalizations as they were pretrained, and makes dropout a function of seed and step.
-
-        An epoch's start would not do: a training resumed in the middle of one has none.
-        """
-        for module in self._frozen:
-            module.eval()
-        torch.manual_seed(self._settings.seed * 1_000_003 + self.global_step)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forgets the last epoch's answers."""
-        self.outputs = {name: [] for name in self._evaluations}
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int, dataloader_idx: int = 0) -> None:
-        """Collects answers."""
-        inputs, labels = batch
-        self.outputs[self._evaluations[dataloader_idx]].append((self._logits(inputs), labels))
-
-    def on_validation_epoch_end(self) -> None:
-        """Scores the answers of all batches together."""
-        self.scores = {}
-        for name, pairs in self.outputs.items():
-            logits, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-            self.scores[f"{name}_loss"] = float(nn.functional.cross_entropy(logits, labels))
-            self.scores[f"{name}_top1"] = float((logits.argmax(1) == labels).float().mean())
-        self.outputs = {}
-
-    def configure_optimizers(self) -> Any:
-        """Returns optimizer and schedule: linear warm-up, then a cosine to zero."""
-        optimizer: torch.optim.Optimizer
-        if self._settings.optimizer == "sgd":
-            optimizer = torch.optim.SGD(self._groups, lr=1.0, momentum=0.9, nesterov=True)
-        else:
-            optimizer = torch.optim.AdamW(self._groups, lr=1.0)
-        warm = round(self._settings.warmup * self._steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, warm, self._steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _rate(step: int, warm: int, steps: int) -> float:
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
-
-
-class _Keeper(Callback):
-    """History, the best weights, the file to resume from, and stopping when asked to."""
-
-    def __init__(self, settings: Settings, on_row: Callable[[list[Row]], None], on_progress: Progress) -> None:
-        self._settings = settings
-        self._on_row = on_row
-        self._on_progress = on_progress
-        self.rows: list[Row] = []
-        self.best: dict[str, Tensor] | None = None
-        self.best_epoch = 0
-        self.best_score: tuple[float, float] = (-1.0, -math.inf)
-        self.complete = False  # the last epoch is over, or patience is
-        self.stop_requested = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_score": list(self.best_score),
-            "complete": self.complete,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-        self.best = state_dict["best"]
-        self.best_epoch = int(state_dict["best_epoch"])
-        self.best_score = tuple(state_dict["best_score"])
-        self.complete = bool(state_dict["complete"])
-
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint["edgetl_epoch_sums"] = [float(pl_module.loss_sum), pl_module.seen]
-
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        loop = checkpoint["loops"]["fit_loop"]
-        sampler, batch_size = _sampler(trainer), trainer.fit_loop._data_source.instance.batch_size
-        sampler.epoch = loop["epoch_progress"]["current"]["processed"]
-        sampler.start = loop["epoch_loop.batch_progress"]["current"]["ready"] * batch_size
-        if loop["epoch_loop.batch_progress"]["is_last_batch"]:
-            sampler.start = 0
-        loss_sum, seen = checkpoint["edgetl_epoch_sums"]
-        pl_module.loss_sum, pl_module.seen = torch.tensor(loss_sum), int(seen)
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Takes Ctrl-C and SIGTERM over from Lightning, which would stop without saving."""
-        if self.complete:  # resumed, with nothing left to train
-            trainer.should_stop = True
-        if threading.current_thread() is threading.main_thread():
-            for number in STOP_SIGNALS:
-                signal.signal(number, self._request_stop)
-
-    def _request_stop(self, number: int, _: Any) -> None:
-        """The first signal asks to save and stop, a second Ctrl-C stops at once."""
-        if self.stop_requested and number == signal.SIGINT:
-            raise Interrupted("stopped at once; the last saved step remains")
-        self.stop_requested = True
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        text = f"epoch {trainer.current_epoch + 1}/{self._settings.epochs}"
-        if self.rows:
-            text += f"  val top-1 {self.rows[-1]['val_top1']:.1%}"
-        self._on_progress(self._settings.stage, trainer.global_step, pl_module._steps, text)
-        if self.stop_requested and not trainer.is_last_batch:
-            self._save(trainer)
-            raise Interrupted("stopped")
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._check_finite(trainer.current_epoch + 1, float(pl_module.loss_sum))
-        row: Row = {
-            "stage": self._settings.stage,
-            "epoch": trainer.current_epoch + 1,
-            "lr": float(trainer.optimizers[0].param_groups[0]["lr"]),
-            "train_loss": float(pl_module.loss_sum) / max(1, pl_module.seen),
-            **pl_module.scores,
-        }
-        pl_module.loss_sum, pl_module.seen = torch.zeros(()), 0
-        self.rows.append(row)
-        if "select_top1" in row:
-            self._consider(trainer, pl_module, (float(row["select_top1"]), -float(row["select_loss"])))
-        self.complete = trainer.should_stop or trainer.current_epoch + 1 == self._settings.epochs
-        self._save(trainer)
-        self._on_row(self.rows)
-        if self.stop_requested:
-            raise Interrupted("stopped")
-
-    def _check_finite(self, epoch: int, loss_sum: float) -> None:
-        if math.isfinite(loss_sum):
-            return
-        if self._settings.last is not None:
-            self._settings.last.unlink(missing_ok=True)  # it could only diverge again
+def _last_good(
+    network: nn.Module, keeper: Keeper, settings: Settings, epoch: int, start: dict[str, Any] | None
+) -> FitResult:
+    """Gives the network the weights of the last epoch that was over, or those it began with."""
+    good = keeper.best if keeper.best is not None else keeper.good if keeper.rows else start
+    if good is None:
+        if settings.last is not None:
+            settings.last.unlink(missing_ok=True)  # it could only diverge again
         raise InputError(
-            f"training diverged in epoch {epoch} of {self._settings.stage}: its loss is no longer finite; "
-            "give a lower --lr"
+            f"training diverged in epoch {epoch} of {settings.stage}: its loss is no longer finite; give a lower --lr"
         )
-
-    def _consider(self, trainer: Any, pl_module: Any, score: tuple[float, float]) -> None:
-        if score > self.best_score:
-            self.best_score, self.best_epoch = score, len(self.rows)
-            self.best = {k: v.detach().cpu().clone() for k, v in pl_module.network.state_dict().items()}
-        elif self._settings.patience and len(self.rows) - self.best_epoch >= self._settings.patience:
-            trainer.should_stop = True
-
-    def _save(self, trainer: Any) -> None:
-        if self._settings.last is None:
-            return
-        temporary = self._settings.last.with_name(f".{self._settings.last.name}.new")
-        trainer.save_checkpoint(temporary)
-        temporary.replace(self._settings.last)
+    network.load_state_dict(good)
+    return FitResult(keeper.rows, keeper.best_epoch if keeper.best is not None else len(keeper.rows), diverged=epoch)
 
 
-def _sampler(trainer: Any) -> EpochSampler:
-    sampler: EpochSampler = trainer.fit_loop._data_source.instance.sampler
-    return sampler
+def _places(ranks: Ranks) -> dict[str, Any]:
+    """Returns the Trainer's arguments that say on which devices it runs."""
+    if ranks.count == 1:
+        return {"devices": 1}
+    return {
+        "devices": ranks.devices,
+        "num_nodes": ranks.nodes,
+        "strategy": DDPStrategy(process_group_backend="nccl" if torch.cuda.is_available() else "gloo"),
+        "plugins": [LightningEnvironment()],
+        "use_distributed_sampler": False,
+    }
+
+
+def precision_of(asked: str) -> Any:
+    """Returns Lightning's name of a precision.
+
+    Raises:
+        InputError: This machine has no such arithmetic.
+    """
+    if asked == "auto":
+        if not torch.cuda.is_available():
+            return "32-true"
+        asked = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if asked == "fp16" and not torch.cuda.is_available():
+        raise InputError("--precision fp16 needs a GPU; take bf16 or fp32 on a CPU")
+    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[asked]
+
+
+@contextmanager
+def compiled(network: nn.Module) -> Iterator[None]:
+    """Lets torch.compile make a network faster.
+
+    Raises:
+        InputError: It cannot be compiled here, most often for want of a C++ compiler.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    network.compile()
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(
+            f"--compile: torch.compile failed ({reason[:160]}); it needs a C++ compiler (g++) and Python's headers; "
+            "install them, or leave --compile out"
+        ) from None
 
 
 def evaluate_logits(
@@ -332,8 +237,7 @@ def evaluate_logits(
     logits, labels = [], []
     with torch.inference_mode():
         for number, (inputs, truth) in enumerate(loader, start=1):
-            answer = network(inputs.to(device))
-            logits.append((answer[0] if isinstance(answer, tuple) else answer).float().cpu().numpy())
+            logits.append(logits_of(network, inputs.to(device)).cpu().numpy())
             labels.append(truth.numpy())
             on_progress(number, len(loader))
     return np.concatenate(logits), np.concatenate(labels)

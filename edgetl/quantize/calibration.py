@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgetl.artifacts import canonical_json
+from edgetl.canonical import canonical_json
 from edgetl.errors import QuantizationError
 from edgetl.quantize.graph import Graph
 from edgetl.quantize.rewrite import QuantizedLayer, Range

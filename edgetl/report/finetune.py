@@ -10,6 +10,7 @@ from edgetl.report.charts import Bar, Line, bars, curves
 from edgetl.report.decisions import confusion
 from edgetl.report.naming import facts_from, in_words
 from edgetl.report.page import html_from_page
+from edgetl.report.trust import drift, robustness, scratch, verdict
 from edgetl.report.units import count, percent
 
 __all__ = ["finetune_report"]
@@ -21,13 +22,16 @@ _CLASSES_LISTED = 1000
 _LARGEST_TABLE = 200  # epochs
 
 
-def finetune_report(metrics: Mapping[str, Any], history: History, config: Mapping[str, Any]) -> str:
+def finetune_report(
+    metrics: Mapping[str, Any], history: History, config: Mapping[str, Any], stability: History = ()
+) -> str:
     """Returns a run as a self-contained HTML page.
 
     Args:
         metrics: Of ``metrics.json``.
         history: Rows of ``history.csv``, their values as text or numbers; empty where a stage tells nothing.
         config: Of ``config.yaml``.
+        stability: Rows of ``stability.csv``; empty where only a head was trained.
 
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
@@ -35,10 +39,13 @@ def finetune_report(metrics: Mapping[str, Any], history: History, config: Mappin
     val = metrics["val"]
     rows = [row for row in history if row.get("stage") != "final"]
     learned = _learning(rows)
+    moved, bad, bought = drift(stability), robustness(metrics), scratch(metrics)
     blocks: list[Block] = [
-        Section("Result", [_result(metrics), *_left_out(metrics)]),
-        *([Section("Learning", [Grid(learned)])] if learned else []),
+        Section("Result", [_result(metrics), *verdict(metrics), *_left_out(metrics)]),
+        *([Section("Learning", [Grid([*learned, *moved])])] if learned or moved else []),
         Section("Classes", _classes(val)),
+        *([Section("Bad pictures", bad)] if bad else []),
+        *([Section("Against random weights", bought)] if bought else []),
         Section("How it was made", [_settings(metrics, config), *_epochs(rows)]),
     ]
     lede = (
@@ -79,16 +86,18 @@ def _learning(rows: History) -> list[Block]:
 
 _CURVES = {
     "Loss": ("loss", 1.0, ("train_loss", "val_loss", "select_loss")),
-    "Top-1": ("top-1, %", 100.0, ("val_top1", "select_top1")),
+    "Top-1": ("top-1, %", 100.0, ("train_top1", "val_top1", "select_top1")),
     "Learning rate": ("× 10⁻³", 1000.0, ("lr",)),
+    "Gradient norm": ("norm", 1.0, ("gradient_norm",)),
 }
-_LINES = {"train": "s1", "val": "s2", "select": "s3", "lr": "s4"}
+_LINES = {"train": "s1", "val": "s2", "select": "s3", "lr": "s4", "gradient": "s4"}
 _CAPTIONS = {
     "Loss": (
         "Train counts augmented pictures and smoothed labels where these are used, so it may lie above val. A probe "
         "trains the head alone, tune goes on with the network."
     ),
-    "Top-1": "Of validation pictures, after each epoch; no epoch is chosen by it.",
+    "Top-1": "After each epoch; train counts pictures as they were augmented and mixed. No epoch is chosen by val.",
+    "Gradient norm": "Of all gradients together, before clipping; the mean of each epoch's steps.",
     "Learning rate": "Of the head; deeper blocks have less by the layer decay.",
 }
 
@@ -96,7 +105,9 @@ _CAPTIONS = {
 def _line(rows: History, column: str, factor: float) -> Line:
     name = column.partition("_")[0]
     values = [(i + 1.0, float(row[column]) * factor) for i, row in enumerate(rows) if row.get(column) not in (None, "")]
-    return Line("" if name == "lr" else name, [x for x, _ in values], [y for _, y in values], _LINES[name])
+    return Line(
+        "" if name in ("lr", "gradient") else name, [x for x, _ in values], [y for _, y in values], _LINES[name]
+    )
 
 
 def _parts(rows: History) -> list[tuple[float, str]]:

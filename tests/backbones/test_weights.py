@@ -168,6 +168,7 @@ def test_default_weights_that_cannot_be_downloaded_tell_what_to_do(monkeypatch, 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request._opener", None)  # kept for the whole process, with the proxies of its first use
     with pytest.raises(
         WeightsError, match=r"weights of squeezenet1_1 cannot be downloaded .*give a local file by --weights FILE"
     ):

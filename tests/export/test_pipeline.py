@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from fixtures_trained import Recorder
 
 import edgetl
 from edgetl import host
 from edgetl.backbones import load_network, save_network
 from edgetl.bench import answers, label_indices, paired_ratio
 from edgetl.bundle import open_bundle
+from edgetl.confidence import confidence_report, passes
 from edgetl.errors import ExportError, GateError, InputError, QuantizationError
 from edgetl.export import (
     ExportConfig,
@@ -24,7 +27,7 @@ from edgetl.export import (
     original_name,
 )
 from edgetl.finetune import open_run
-from edgetl.metrics import flip_rate, top1
+from edgetl.metrics import flip_rate, softmax, top1
 from edgetl.quantize import QuantizeConfig
 
 pytestmark = pytest.mark.slow
@@ -37,7 +40,8 @@ def test_the_bundle_holds_every_variant_and_verifies(bundle_path):
     bundle.verify()
     assert [v.name for v in bundle.variants] == ALL
     assert {p.name for p in bundle_path.iterdir()} == {
-        "manifest.json", "labels.txt", "calibration.json", "latency.json", *(f"model.{name}.onnx" for name in ALL),
+        "manifest.json", "labels.txt", "calibration.json", "latency.json", "exemplars.npy",
+        *(f"model.{name}.onnx" for name in ALL),
     }  # fmt: skip
     sizes = {v.name: v.bytes for v in bundle.variants}
     assert sizes["int8-tensorrt"] < 0.35 * sizes["fp32"]
@@ -238,3 +242,52 @@ def test_a_users_own_onnx_file_becomes_a_bundle(bundle_path, new_digits, digits,
     with pytest.raises(ExportError, match='class "0" is not among the spec\'s labels'):
         export_onnx_file(source, spec, digits, ExportConfig(), tmp_path / "no.edgetl", reporter=recorder)
     assert not (tmp_path / "no.edgetl").exists()
+
+
+def test_confidence_is_fitted_proven_and_applied(bundle_path, new_digits):
+    bundle = open_bundle(bundle_path)
+    proof = bundle.manifest["proof"]["confidence"]
+    assert list(proof) == ALL
+    items = new_digits.split("val")
+    labels = label_indices(bundle.spec, new_digits, items)
+    [logits] = answers(bundle, [(bundle.variant("fp32"), "cpu")], items)
+    report = confidence_report(logits, labels)
+    assert proof["fp32"] == pytest.approx(report, rel=1e-4)
+    with edgetl.load(bundle_path, variant="fp32") as classify:
+        answer = classify(items[0].path)
+    np.testing.assert_allclose(answer.scores, softmax(logits[:1] / report["temperature"])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_pictures_of_none_of_the_classes_get_no_label(given, transfer_run, new_digits, digits, tmp_path):
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    for item in digits.split("val")[::4]:  # digits 0 to 4, which the model has not learned
+        shutil.copy(item.path, unknown / f"{item.sha256[:8]}.png")
+    config = ExportConfig(fp16=False, false_accept=0.5, unknown=unknown if given else None)
+    bundle = export_run(transfer_run, new_digits, config, tmp_path / "b.edgetl", reporter=Recorder())
+    found = bundle.manifest["proof"]["confidence"]["fp32"]["unknown"]
+    assert found["source"] == ("pictures" if given else "classes left out")
+    with edgetl.load(bundle) as classify:
+        foreign = [classify(path).label for path in sorted(unknown.iterdir())]
+        known = [classify(item.path).label for item in new_digits.split("val")]
+    if given:
+        assert sum(label is not None for label in foreign) <= 0.5 * len(foreign)
+    rejected = sum(label is None for label in known) / len(known)
+    items = new_digits.split("val")
+    [logits] = answers(bundle, [(bundle.variant("fp32"), "cpu")], items)
+    decision = bundle.decisions["fp32"]
+    assert decision.min_log_odds == found["min_log_odds"]
+    assert rejected == pytest.approx(1 - passes(logits, decision.temperature, decision.min_log_odds).mean(), abs=0.01)
+    # What the proof says was measured on pictures that the threshold was not found with.
+    assert rejected == pytest.approx(found["right_and_rejected"] + found["wrong_and_rejected"], abs=0.2)
+    assert rejected < 0.9
+    assert found["false_accept"] == 0.5
+    assert found["false_accept_measured"] == pytest.approx(0.5, abs=0.25)
+
+
+def test_a_threshold_needs_something_to_be_found_with():
+    with pytest.raises(InputError, match="--unknown needs --false-accept"):
+        ExportConfig(unknown=Path("x"))
+    with pytest.raises(InputError, match=r"--false-accept is 1\.0: it must be from 0% to below 100%"):
+        ExportConfig(false_accept=1.0)

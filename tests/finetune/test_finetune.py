@@ -30,7 +30,7 @@ def test_a_run_holds_all_it_promises(transfer_run, new_digits):
     names = {p.name for p in transfer_run.iterdir()}
     assert names == {
         "checkpoint.safetensors", "source.safetensors", "spec.json", "config.yaml", "history.csv", "metrics.json",
-        "last.ckpt",
+        "last.ckpt", "stability.csv",
     }  # fmt: skip
     metrics = json.loads((transfer_run / "metrics.json").read_text())
     val = metrics["val"]

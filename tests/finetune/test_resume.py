@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from edgetl.errors import CheckpointError, InputError, Interrupted
 from edgetl.finetune import finetune
+from edgetl.finetune.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +59,29 @@ def test_resumed_equals_uninterrupted(step, number, new_digits, config, uninterr
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({"ema": 0.9, "strategy": "full"}, 6),
+        ({"strategy": "gradual", "batchnorm": "train"}, 6),
+        ({"schedule": "one-cycle", "optimizer": "sgd", "strategy": "full"}, 5),
+        ({"strategy": "last:2", "augment": "light"}, 7),
+        ({"lr": "auto", "strategy": "full", "mix": "both", "imbalance": "sampling"}, 6),
+    ],
+)
+def test_resumed_equals_uninterrupted_whatever_was_asked(changes, step, new_digits, config, tmp_path):
+    settings = dataclasses.replace(config, select_fraction=0.0, **changes)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    finetune(new_digits, settings, whole, reporter=Recorder())
+    with pytest.raises(Interrupted, match="--resume"):
+        finetune(new_digits, settings, out, reporter=Killer(step, signal.SIGTERM))
+    resumed = Recorder()
+    finetune(new_digits, settings, out, reporter=resumed, resume=True)
+    for name in ("checkpoint.safetensors", "history.csv", "stability.csv", "config.yaml"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    assert not any("range test" in note for note in resumed.notes)
+
+
 def test_resuming_refuses_other_settings_pictures_and_complete_runs(
     new_digits, digits, config, uninterrupted, tmp_path
 ):
@@ -86,7 +111,8 @@ def test_an_interruption_before_anything_was_saved_leaves_nothing(new_digits, co
     assert not (tmp_path / "run").exists()
 
 
-def test_a_training_that_patience_ended_is_not_trained_on(new_digits, config, tmp_path):
+@pytest.mark.parametrize("strategy", ["full", "gradual"])
+def test_a_training_that_patience_ended_is_not_trained_on(strategy, new_digits, config, tmp_path):
     """Stopped while the statistics are computed: what remains is to finish, not another epoch."""
 
     class Late(Recorder):
@@ -95,7 +121,7 @@ def test_a_training_that_patience_ended_is_not_trained_on(new_digits, config, tm
                 os.kill(os.getpid(), signal.SIGTERM)
 
     settings = dataclasses.replace(
-        config, epochs=8, patience=1, optimizer="sgd", lr=0.5, strategy="full", batchnorm="train"
+        config, epochs=8, patience=1, optimizer="sgd", lr=0.5, strategy=strategy, batchnorm="train"
     )
     whole, out = tmp_path / "whole", tmp_path / "run"
     finetune(new_digits, settings, whole, reporter=Recorder())
@@ -106,3 +132,23 @@ def test_a_training_that_patience_ended_is_not_trained_on(new_digits, config, tm
     finetune(new_digits, settings, out, reporter=Recorder(), resume=True)
     assert (out / "history.csv").read_text() == rows
     assert (out / "checkpoint.safetensors").read_bytes() == (whole / "checkpoint.safetensors").read_bytes()
+
+
+def test_resuming_refuses_a_file_that_has_changed_under_its_name(new_digits, config, transfer_run, tmp_path):
+    out, teacher, weights = tmp_path / "run", tmp_path / "teacher", tmp_path / "w.safetensors"
+    shutil.copytree(transfer_run, teacher)
+    shutil.copy(config.weights, weights)
+    named = dataclasses.replace(config, weights=str(weights), teacher=str(teacher))
+    folder = RunFolder(out)
+    folder.begin(named, new_digits, resume=False, force=False)
+    folder.begin(named, new_digits, resume=True, force=False)
+    for option, path, name in (
+        ("weights", weights, weights),
+        ("teacher", teacher / "checkpoint.safetensors", teacher),
+    ):
+        before = path.read_bytes()
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=f"what --{option} {name} names has changed since this run began"):
+            folder.begin(named, new_digits, resume=True, force=False)
+        path.write_bytes(before)
+    folder.begin(named, new_digits, resume=True, force=False)

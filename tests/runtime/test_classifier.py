@@ -19,8 +19,9 @@ from edgetl import host
 from edgetl.bundle import open_bundle
 from edgetl.errors import BundleError, EngineError, PictureError
 from edgetl.preprocess import preprocess
-from edgetl.runtime.classifier import Classifier, Prediction
+from edgetl.runtime.classifier import Classifier
 from edgetl.runtime.loading import choose_variant, session_for
+from edgetl.runtime.prediction import Prediction
 
 NATIVE = f"int8-{host.arch()}"
 FOREIGN = "int8-arm" if host.arch() == "x86" else "int8-x86"
@@ -95,6 +96,25 @@ def test_batch_above_the_largest(classify: Classifier):
     pictures = (np.full((16, 16, 3), color, np.uint8) for color in colors)
 
     assert [a.label for a in classify.batch(pictures)] == ["red" if i % 3 else "green" for i in range(300)]
+
+
+def test_a_batch_is_read_as_it_is_answered(classify: Classifier, monkeypatch):
+    """More pictures than fit into memory may come: no more of them are read than one call of the engine takes."""
+    drawn, seen = 0, []
+
+    def frames(count):
+        nonlocal drawn
+        for drawn in range(1, count + 1):  # noqa: B007
+            yield np.full((16, 16, 3), (255, 0, 0), np.uint8)
+
+    infer = classify.session.infer
+    monkeypatch.setattr(classify.session, "infer", lambda batch: seen.append((drawn, len(batch))) or infer(batch))
+    assert len(classify.batch(frames(500))) == 500
+    answered = 0
+    for read, size in seen:
+        answered += size
+        assert read == answered
+        assert size <= 64
 
 
 def test_unreadable_picture(classify: Classifier):

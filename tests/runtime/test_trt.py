@@ -379,7 +379,7 @@ def test_a_plan_is_built_as_its_key_says(cuda, trt, bundle, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.PlanStore, "building", meanwhile)
         with edgetl.load(bundle, engine="tensorrt", variant="fp16") as classify:
-            assert classify._session.max_batch == 32
+            assert classify.session.max_batch == 32
 
 
 def test_another_device_of_the_caller_stays_its_own(cuda, trt):

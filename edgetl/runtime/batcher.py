@@ -1,0 +1,196 @@
+"""Requests of many threads, answered in batches that form by themselves while the engine is busy."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from edgetl import host
+from edgetl.errors import DeadlineExceeded, EngineError, Overloaded
+from edgetl.preprocess import Picture
+from edgetl.runtime.batching import Batching
+from edgetl.runtime.meters import Meters
+from edgetl.runtime.prediction import Prediction
+
+__all__ = ["Batcher"]
+
+_MOST_WORKERS = 4
+# A batch that forms is begun this long before a deadline in it ends, and where that is short, after 3/4 of it.
+_MARGIN_S = 0.02
+
+
+@dataclass
+class _Request:
+    picture: Picture
+    future: Future[Prediction]
+    since: float
+    until: float | None
+
+    @property
+    def begin_by(self) -> float:
+        """When it no longer waits for others."""
+        if self.until is None:
+            return math.inf
+        return self.until - min(_MARGIN_S, (self.until - self.since) / 4)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.future.cancelled() or (self.until is not None and time.perf_counter() > self.until)
+
+
+class Batcher:
+    """Threads that answer what `submit` is given.
+
+    Args:
+        answer: Called with up to ``max_batch`` pictures; returns an answer or an exception for each.
+        batching: Settings.
+        meters: Where it is counted.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Picture]], Sequence[Prediction | Exception]],
+        batching: Batching,
+        meters: Meters,
+    ) -> None:
+        self._answer = answer
+        self._settings = batching
+        self._meters = meters
+        self._waiting: deque[_Request] = deque()
+        self._changed = threading.Condition()
+        self._collecting = threading.Lock()
+        self._closed = False
+        self._process = os.getpid()
+        count = batching.workers or min(host.usable_cores(), _MOST_WORKERS)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"edgetl-batch-{i}", daemon=True) for i in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.close)  # a daemon thread that is in the engine when Python ends would crash it
+
+    def submit(self, picture: Picture, deadline_ms: float | None) -> Future[Prediction]:
+        """Puts a request into the queue.
+
+        Raises:
+            Overloaded: The queue is full.
+            EngineError: The batcher is closed.
+        """
+        now = time.perf_counter()
+        until = None if deadline_ms is None else now + deadline_ms / 1e3
+        request = _Request(picture, Future(), now, until)
+        over: list[_Request] = []
+        with self._changed:
+            if self._closed:
+                raise EngineError("this classifier is closed; call edgetl.load again")
+            if len(self._waiting) >= self._settings.max_queue:
+                over = self._take_over()
+            taken = len(self._waiting) < self._settings.max_queue
+            if taken:
+                self._waiting.append(request)
+                self._changed.notify()
+        for each in over:
+            self._is_wanted(each)
+        if taken:
+            return request.future
+        self._meters.count("overloaded")
+        raise Overloaded(f"{self._settings.max_queue} requests wait already; try again later, or raise max_queue")
+
+    def _take_over(self) -> list[_Request]:
+        """Takes those out of the queue that nobody waits for any more."""
+        over: list[_Request] = []
+        left: deque[_Request] = deque()
+        for request in self._waiting:
+            (over if request.is_over else left).append(request)
+        self._waiting = left
+        return over
+
+    @property
+    def max_batch(self) -> int:
+        """Most pictures in one call of the engine."""
+        return self._settings.max_batch
+
+    def owns(self, thread: threading.Thread) -> bool:
+        """Tells whether it is one of these threads."""
+        return thread in self._threads
+
+    def close(self, *, drain: bool = True) -> None:
+        """Ends the threads.
+
+        Args:
+            drain: Whether those that wait are answered first; else they are cancelled.
+        """
+        atexit.unregister(self.close)
+        if os.getpid() != self._process:  # forked: the threads, and whoever held the lock, are in the other process
+            return
+        with self._changed:
+            self._closed = True
+            left = [] if drain else list(self._waiting)
+            if not drain:
+                self._waiting.clear()
+            self._changed.notify_all()
+        for request in left:
+            request.future.cancel()
+        self._meters.count("cancelled", len(left))
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._collecting:  # one at a time, or two would share what makes one good batch
+                batch = self._take()
+            if batch is None:
+                return
+            if batch:
+                self._run(batch)
+
+    def _take(self) -> list[_Request] | None:
+        """Waits for a batch; returns None when there will be no more."""
+        settings = self._settings
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            while len(self._waiting) < settings.max_batch and not self._closed:
+                until = min(self._waiting[0].since + settings.max_wait_ms / 1e3, *(r.begin_by for r in self._waiting))
+                left = until - time.perf_counter()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), settings.max_batch))]
+        return [request for request in taken if self._is_wanted(request)]
+
+    def _is_wanted(self, request: _Request) -> bool:
+        if not request.future.set_running_or_notify_cancel():
+            self._meters.count("cancelled")
+            return False
+        if request.until is not None and time.perf_counter() > request.until:
+            self._meters.count("deadlines_exceeded")
+            waited = (time.perf_counter() - request.since) * 1e3
+            request.future.set_exception(DeadlineExceeded(f"not begun within its deadline, after {waited:.0f} ms"))
+            return False
+        return True
+
+    def _run(self, batch: list[_Request]) -> None:
+        try:
+            answers = self._answer([request.picture for request in batch])
+        except Exception as error:
+            answers = [error] * len(batch)
+        now = time.perf_counter()
+        self._meters.observe("batch_pictures", len(batch))
+        for request, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Prediction):
+                self._meters.observe("submit_seconds", now - request.since, 1, int(answer.label is None))
+                request.future.set_result(answer)
+            else:
+                request.future.set_exception(answer)
