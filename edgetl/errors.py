@@ -15,7 +15,7 @@
     ├── BundleError                     a model.edgetl folder
     ├── EngineError                     an inference engine that is missing or refuses a graph
     ├── Overloaded                      more requests wait than may
-    ├── DeadlineExceeded                a request that was not begun in time
+    ├── DeadlineExceeded                a request that could not be answered in time
     ├── MissingExtraError               a part of edgetl that is not installed
     ├── GateError              exit 1   the result is too bad to be shipped
     └── Interrupted            exit 130 Ctrl-C or SIGTERM, after the work was saved
@@ -112,7 +112,7 @@ class Overloaded(EdgetlError):  # noqa: N818  (what a server of requests calls i
 
 
 class DeadlineExceeded(EdgetlError):  # noqa: N818
-    """A request waited longer than its deadline allows, and was not begun."""
+    """A request waited so long that it could not be answered within its deadline, and was not begun."""
 
 
 class MissingExtraError(EdgetlError):

@@ -22,8 +22,9 @@ from edgetl.runtime.prediction import Prediction
 __all__ = ["Batcher"]
 
 _MOST_WORKERS = 4
-# A batch that forms is begun this long before a deadline in it ends, and where that is short, after 3/4 of it.
+# A batch that forms is begun this long before it would be too late for one in it, or an eighth of that one's deadline.
 _MARGIN_S = 0.02
+_NEWEST = 0.2  # weight of the last batch in what the next one is expected to take
 
 
 @dataclass
@@ -33,17 +34,23 @@ class _Request:
     since: float
     until: float | None
 
-    @property
-    def begin_by(self) -> float:
-        """When it no longer waits for others."""
+    def latest_start(self, takes: float) -> float:
+        """Returns when it has to be begun to be answered in time, if a batch takes so many seconds.
+
+        What takes longer than half of the deadline is begun within the first half, if at all: whoever is in too much
+        of a hurry still gets answers from an engine that is idle.
+        """
+        return math.inf if self.until is None else self.until - min(takes, (self.until - self.since) / 2)
+
+    def waits_until(self, takes: float) -> float:
+        """Returns when it no longer waits for others."""
         if self.until is None:
             return math.inf
-        return self.until - min(_MARGIN_S, (self.until - self.since) / 4)
+        return self.latest_start(takes) - min(_MARGIN_S, (self.until - self.since) / 8)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.future.cancelled() or (self.until is not None and time.perf_counter() > self.until)
+    def is_over(self, takes: float) -> bool:
+        """Whether nobody waits for it any more, or not for as long as it would take."""
+        return self.future.cancelled() or time.perf_counter() > self.latest_start(takes)
 
 
 class Batcher:
@@ -68,6 +75,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._collecting = threading.Lock()
         self._closed = False
+        self._takes = 0.0  # seconds that a batch is expected to take: a moving average
         self._process = os.getpid()
         count = batching.workers or min(host.usable_cores(), _MOST_WORKERS)
         self._threads = [
@@ -109,7 +117,7 @@ class Batcher:
         over: list[_Request] = []
         left: deque[_Request] = deque()
         for request in self._waiting:
-            (over if request.is_over else left).append(request)
+            (over if request.is_over(self._takes) else left).append(request)
         self._waiting = left
         return over
 
@@ -162,7 +170,10 @@ class Batcher:
                     return None
                 self._changed.wait()
             while len(self._waiting) < settings.max_batch and not self._closed:
-                until = min(self._waiting[0].since + settings.max_wait_ms / 1e3, *(r.begin_by for r in self._waiting))
+                until = min(
+                    self._waiting[0].since + settings.max_wait_ms / 1e3,
+                    *(r.waits_until(self._takes) for r in self._waiting),
+                )
                 left = until - time.perf_counter()
                 if left <= 0:
                     break
@@ -174,19 +185,25 @@ class Batcher:
         if not request.future.set_running_or_notify_cancel():
             self._meters.count("cancelled")
             return False
-        if request.until is not None and time.perf_counter() > request.until:
+        if time.perf_counter() > request.latest_start(self._takes):
             self._meters.count("deadlines_exceeded")
-            waited = (time.perf_counter() - request.since) * 1e3
-            request.future.set_exception(DeadlineExceeded(f"not begun within its deadline, after {waited:.0f} ms"))
+            waited, takes = (time.perf_counter() - request.since) * 1e3, self._takes * 1e3
+            request.future.set_exception(
+                DeadlineExceeded(
+                    f"waited for {waited:.0f} ms: an answer, which takes some {takes:.0f} ms, would be too late"
+                )
+            )
             return False
         return True
 
     def _run(self, batch: list[_Request]) -> None:
+        begun = time.perf_counter()
         try:
             answers = self._answer([request.picture for request in batch])
         except Exception as error:
             answers = [error] * len(batch)
         now = time.perf_counter()
+        self._takes += (_NEWEST if self._takes else 1.0) * (now - begun - self._takes)
         self._meters.observe("batch_pictures", len(batch))
         for request, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Prediction):

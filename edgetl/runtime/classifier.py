@@ -123,7 +123,8 @@ class Classifier:
 
         Args:
             picture: As for a call. It is read later: do not change an array meanwhile.
-            deadline_ms: A request that was not begun by then fails with `DeadlineExceeded`.
+            deadline_ms: When an answer is of no use any more. A request that waited until one could not be expected by
+                then, as batches last took, fails with `DeadlineExceeded`; the engine is not troubled with it.
 
         Returns:
             A future; cancelling it takes a request that was not begun out of the queue.

@@ -25,7 +25,7 @@ _COUNTERS = {
     "picture_errors": "Pictures that could not be read.",
     "engine_errors": "Calls that the engine refused or failed.",
     "overloaded": "Requests refused because too many waited.",
-    "deadlines_exceeded": "Requests not begun in time.",
+    "deadlines_exceeded": "Requests that could not be begun in time.",
     "cancelled": "Requests cancelled before they began.",
     "reloads": "Models exchanged.",
     "reloads_failed": "Bundles refused while the old model went on.",

@@ -19,7 +19,9 @@ from tiny import encoded, hollow_graph, noise, tiny_graph, write_tiny_bundle
 import edgetl
 from edgetl.bundle import Decision
 from edgetl.errors import DeadlineExceeded, EngineError, InputError, Overloaded, PictureError
-from edgetl.runtime import Batching
+from edgetl.runtime import Batching, Prediction
+from edgetl.runtime.batcher import Batcher
+from edgetl.runtime.meters import Meters
 
 RED, GREEN = (np.full((16, 16, 3), color, np.uint8) for color in ((255, 0, 0), (0, 255, 0)))
 
@@ -123,13 +125,38 @@ def test_deadlines_and_cancelling(gated):
     time.sleep(0.01)
     gate.open.set()
     assert good.result(20).label == "green"
-    with pytest.raises(DeadlineExceeded, match="not begun within its deadline"):
+    with pytest.raises(
+        DeadlineExceeded, match=r"^waited for \d+ ms: an answer, which takes some \d+ ms, would be too late$"
+    ):
         late.result(20)
     with pytest.raises(CancelledError):
         cancelled.result(20)
     assert gate.sizes == [1, 1]
     found = classify.metrics()
     assert (found["cancelled"], found["deadlines_exceeded"], found["pictures"]) == (1, 1, 2)
+
+
+def test_what_would_be_answered_too_late_is_not_begun():
+    sizes = []
+
+    def answer(pictures):
+        sizes.append(len(pictures))
+        time.sleep(0.3)
+        return [Prediction("red", 1.0, np.ones(1, np.float32), ("red",))] * len(pictures)
+
+    batcher = Batcher(answer, Batching(workers=1), Meters())
+    try:
+        batcher.submit(RED, None).result(20)  # so much it takes
+        running = batcher.submit(RED, None)
+        time.sleep(0.05)
+        hurried, patient = batcher.submit(RED, 360), batcher.submit(RED, 20_000)
+        with pytest.raises(DeadlineExceeded, match="would be too late"):
+            hurried.result(20)
+        assert running.result(20).label == patient.result(20).label == "red"
+        assert sizes == [1, 1, 1]
+        assert batcher.submit(RED, 100).result(20).label == "red"  # an idle engine tries what it can hardly do
+    finally:
+        batcher.close()
 
 
 def test_a_lonely_request_is_begun_before_its_deadline(gated):
