@@ -28,10 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import Rows, check, kit_folder
 from torch import nn
 
-from edgetl import host
-from edgetl.artifacts import write_json
 from edgetl.backbones import load_pretrained, new_network
 from edgetl.dataset import Dataset, open_dataset, write_digits
 from edgetl.finetune import FinetuneConfig, finetune
@@ -297,10 +296,6 @@ def tuned(kit: Path, work: Path, quick: bool, candidate: Candidate, number: int)
             "seconds": time.perf_counter() - start}  # fmt: skip
 
 
-def check(name: str, value: float, limit: float, *, at_least: bool = False) -> dict[str, Any]:
-    return {"name": name, "value": value, "limit": limit, "ok": bool(value >= limit if at_least else value <= limit)}
-
-
 def checks_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns what the rows that are there say."""
     by = {part: [row for row in rows if row["name"] == part] for part in PARTS}
@@ -374,27 +369,17 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    if "EDGETL_KIT" not in os.environ:
-        parser.error("EDGETL_KIT must name the folder with grocery20/, cifar10_jpeg/ and weights/")
-    kit = Path(os.environ["EDGETL_KIT"]).resolve()
+    kit = kit_folder(parser, "grocery20/, cifar10_jpeg/ and weights/")
     sys.path.insert(0, str(kit))  # zoo.py
-    rows: list[dict[str, Any]] = []
-    if arguments.json.exists():
-        saved = json.loads(arguments.json.read_text(encoding="utf-8"))
-        rows = saved["rows"] if saved["quick"] == arguments.quick else []
-    done = {(row["name"], row["key"]) for row in rows}
+    rows = Rows(arguments.json, arguments.quick, checks_of)
+    done = {(row["name"], row["key"]) for row in rows.rows}
     with tempfile.TemporaryDirectory() as folder:
         for part, key, how in plan(kit, Path(folder), arguments.quick):
             if (part, key) in done or (arguments.only and part not in arguments.only):
                 continue
             made = how()
-            for row in made if isinstance(made, list) else [made]:
-                rows.append({"name": part, "key": key, **row})
-                print(json.dumps({k: v for k, v in rows[-1].items() if not isinstance(v, list)}), flush=True)
-            result = {"format_version": 1, "quick": arguments.quick, "host": host.facts(), "rows": rows}
-            write_json(arguments.json, {**result, "checks": checks_of(rows)})
-    for line in checks_of(rows):
-        print(f"{'ok  ' if line['ok'] else 'MISS'} {line['name']}: {line['value']:.4g} (limit {line['limit']:g})")
+            rows.add(*({"name": part, "key": key, **row} for row in (made if isinstance(made, list) else [made])))
+    rows.say()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from rows import check, say
 
 from edgetl import host
 from edgetl.artifacts import write_json
@@ -189,10 +190,8 @@ def fuzz(kind: str, count: int, told: dict[str, str]) -> dict[str, Any]:
 def checks_of(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     found = []
     for row in rows:
-        enough = {"name": f"{row['name']}: inputs", "value": row["inputs"], "limit": count}
-        found.append({**enough, "ok": row["inputs"] >= count})
-        for name, value in row["counts"].items():
-            found.append({"name": f"{row['name']}: {name}", "value": value, "limit": 0, "ok": value == 0})
+        found.append(check(f"{row['name']}: inputs", row["inputs"], count, at_least=True))
+        found += [check(f"{row['name']}: {name}", value, 0) for name, value in row["counts"].items()]
     return found
 
 
@@ -219,8 +218,7 @@ def main() -> None:
         arguments.json,
         {"format_version": 1, "quick": arguments.quick, "host": facts, "rows": rows, "checks": checks},
     )
-    for line in checks:
-        print(f"{'ok  ' if line['ok'] else 'MISS'} {line['name']}: {line['value']} (limit {line['limit']})")
+    say(checks)
 
 
 if __name__ == "__main__":

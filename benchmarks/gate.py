@@ -24,6 +24,7 @@ from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
+from rows import check, say
 
 from edgetl import runtime
 from edgetl.artifacts import OnnxModel, write_json
@@ -178,11 +179,6 @@ def bare_call(session, feed) -> int:
     return time.perf_counter_ns() - start
 
 
-def check(name: str, value: float, limit: float, *, at_least: bool = False) -> dict[str, object]:
-    """Returns one line of the result."""
-    return {"name": name, "value": value, "limit": limit, "ok": value >= limit if at_least else value <= limit}
-
-
 def main() -> None:
     """Measures and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -248,8 +244,7 @@ def main() -> None:
     ]
     result = {"format_version": 1, "quick": quick, "host": facts, "rows": rows, "checks": checks}
     write_json(arguments.json, result)
-    for line in checks:
-        print(line)
+    say(checks)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ its figures mean nothing.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import Rows, check, kit_folder
 
 import edgetl
 from edgetl import host
-from edgetl.artifacts import write_json
 
 DRAWS = 10
 NEW = 3  # classes
@@ -100,8 +98,8 @@ def checks_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found = float(np.mean([row["new"] for row in five]))
     lost = float(np.mean([row["old_before"] - row["old_after"] for row in five]))
     return [
-        {"name": "5 pictures: new classes recognized", "value": found, "limit": 0.7, "ok": found >= 0.7},
-        {"name": "5 pictures: lost of the old classes", "value": lost, "limit": 0.01, "ok": lost <= 0.01},
+        check("5 pictures: new classes recognized", found, 0.7, at_least=True),
+        check("5 pictures: lost of the old classes", lost, 0.01),
     ]
 
 
@@ -111,24 +109,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    if "EDGETL_KIT" not in os.environ:
-        parser.error("EDGETL_KIT must name the folder with grocery20/ and weights/")
-    kit = Path(os.environ["EDGETL_KIT"]).resolve()
-    rows: list[dict[str, Any]] = []
-    if arguments.json.exists():
-        saved = json.loads(arguments.json.read_text(encoding="utf-8"))
-        rows = saved["rows"] if saved["quick"] == arguments.quick else []
-    done = {row["seed"] for row in rows}
+    kit = kit_folder(parser, "grocery20/ and weights/")
+    rows = Rows(arguments.json, arguments.quick, checks_of)
+    done = {row["seed"] for row in rows.rows}
     for seed in range(1 if arguments.quick else DRAWS):
         if seed in done:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            rows += draw(kit, Path(folder), seed, arguments.quick)
-        print(json.dumps(rows[-len(SHOTS) :]), flush=True)
-        result = {"format_version": 1, "quick": arguments.quick, "host": host.facts(), "rows": rows}
-        write_json(arguments.json, {**result, "checks": checks_of(rows)})
-    for line in checks_of(rows):
-        print(f"{'ok  ' if line['ok'] else 'MISS'} {line['name']}: {line['value']:.4g} (limit {line['limit']:g})")
+            rows.add(*draw(kit, Path(folder), seed, arguments.quick))
+    rows.say()
 
 
 if __name__ == "__main__":

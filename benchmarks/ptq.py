@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import check, kit_folder, say
 
 from edgetl import host
 from edgetl.artifacts import write_json
@@ -244,12 +245,6 @@ def ratio(bench: Bench, spec: Path, first: Path, second: Path, folder: Path) -> 
     return statistics.median(ratios)
 
 
-def check(name: str, value: float, limit: float, *, at_least: bool) -> dict[str, Any]:
-    """Returns one line of the verdict."""
-    ok = value >= limit if at_least else value <= limit
-    return {"name": name, "value": float(value), "limit": float(limit), "ok": bool(ok)}
-
-
 def cost_checks(rows: Sequence[dict[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
     """Compares each method with the plain pass before it, and memory at few pictures with memory at many."""
     checks = []
@@ -337,8 +332,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for graphs and pictures  [default: a temporary one]")
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     options = parser.parse_args()
-    if "EDGETL_KIT" not in os.environ:
-        parser.error("EDGETL_KIT must name the folder with imagenet_sample/, grocery20/, cifar10_jpeg/ and weights/")
+    kit_folder(parser, "imagenet_sample/, grocery20/, cifar10_jpeg/ and weights/")
     if options.peers is None and not options.quick:
         parser.error("--peers must name the peers' python; --quick goes with edgetl's own")
     with tempfile.TemporaryDirectory() as work:
@@ -346,8 +340,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         result = measure(Bench(folder, options.peers or Path(sys.executable), quick=options.quick))
     write_json(options.json, result)
-    for line in result["checks"]:
-        print(f"{'ok  ' if line['ok'] else 'MISS'} {line['name']}: {line['value']:.4g} (limit {line['limit']:g})")
+    say(result["checks"])
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from rows import Rows, check, kit_folder
 from runtime_worker import CLIENTS, SIDES
 
 import edgetl
-from edgetl import host
-from edgetl.artifacts import write_json
 
 PARTS = ("classify", "cold", "memory", "submit", "deadline", "soak")
 WIDTH, HEIGHT, QUALITY = 1280, 960, 90
@@ -183,10 +182,6 @@ def measure(kit: Path, work: Path, quick: bool, part: str, shared: dict[str, Any
     )[0]  # fmt: skip
 
 
-def check(name: str, value: float, limit: float, *, at_least: bool = False) -> dict[str, Any]:
-    return {"name": name, "value": value, "limit": limit, "ok": bool(value >= limit if at_least else value <= limit)}
-
-
 def checks_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in rows:
@@ -234,15 +229,9 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=PARTS, help="repeatable")
     parser.add_argument("--json", type=Path, required=True)
     arguments = parser.parse_args()
-    if "EDGETL_KIT" not in os.environ:
-        parser.error("EDGETL_KIT must name the folder with grocery20/ and weights/")
-    kit = Path(os.environ["EDGETL_KIT"]).resolve()
-    rows: list[dict[str, Any]] = []
-    if arguments.json.exists():
-        saved = json.loads(arguments.json.read_text(encoding="utf-8"))
-        same = saved["quick"] == arguments.quick and saved["host"]["cpu"] == host.facts()["cpu"]
-        rows = saved["rows"] if same else []
-    left = [p for p in PARTS if p not in {row["name"] for row in rows} and p in (arguments.only or PARTS)]
+    kit = kit_folder(parser, "grocery20/ and weights/")
+    rows = Rows(arguments.json, arguments.quick, checks_of, same_cpu=True)
+    left = [p for p in PARTS if p not in {row["name"] for row in rows.rows} and p in (arguments.only or PARTS)]
     work = Path(tempfile.mkdtemp())
     try:
         shared: dict[str, Any] = {"paths": prepared(kit, work, arguments.quick)} if left else {}
@@ -252,14 +241,10 @@ def main() -> None:
                 work / "pictures", kit / "grocery20", arguments.quick
             )
         for part in left:
-            rows.append({"name": part, **measure(kit, work, arguments.quick, part, shared)})
-            print(json.dumps({k: v for k, v in rows[-1].items() if k not in ("processes", "rss_mib")}), flush=True)
-            result = {"format_version": 1, "quick": arguments.quick, "host": host.facts(), "rows": rows}
-            write_json(arguments.json, {**result, "checks": checks_of(rows)})
+            rows.add({"name": part, **measure(kit, work, arguments.quick, part, shared)})
     finally:
         shutil.rmtree(work)
-    for line in checks_of(rows):
-        print(f"{'ok  ' if line['ok'] else 'MISS'} {line['name']}: {line['value']:.4g} (limit {line['limit']:g})")
+    rows.say()
 
 
 if __name__ == "__main__":

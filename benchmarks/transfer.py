@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from rows import check, kit_folder, say
 
 from edgetl import host
 from edgetl.artifacts import write_json
@@ -65,12 +66,6 @@ def bench(bundle: Path, work: Path, seconds: float) -> dict[str, Any]:
     return {"name": "bench", "results": [{name: entry[name] for name in kept} for entry in entries]}
 
 
-def check(name: str, value: float, limit: float, *, at_least: bool) -> dict[str, Any]:
-    """Returns one line of the verdict."""
-    ok = value >= limit if at_least else value <= limit
-    return {"name": name, "value": value, "limit": limit, "ok": bool(ok)}
-
-
 def measure(kit: Path, work: Path, *, quick: bool) -> dict[str, Any]:
     """Runs everything and returns the result."""
     short = ("--epochs", "1", "--strategy", "last:1") if quick else ()
@@ -108,13 +103,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="prove that the script runs")
     parser.add_argument("--json", type=Path, required=True, help="file to write")
     options = parser.parse_args()
-    if "EDGETL_KIT" not in os.environ:
-        parser.error("EDGETL_KIT must name the folder with grocery20/ and weights/")
+    kit = kit_folder(parser, "grocery20/ and weights/")
     with tempfile.TemporaryDirectory() as work:
-        result = measure(Path(os.environ["EDGETL_KIT"]), Path(work), quick=options.quick)
+        result = measure(kit, Path(work), quick=options.quick)
     write_json(options.json, result)
-    for line in result["checks"]:
-        print(f"{'ok  ' if line['ok'] else 'MISS'} {line['name']}: {line['value']:.4g} (limit {line['limit']:g})")
+    say(result["checks"])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import check, kit_folder
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgetl import host
@@ -132,9 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.prepare and arguments.work is None:
         parser.error("--prepare needs --work DIR: what is made must lie somewhere")
-    if "EDGETL_KIT" not in os.environ:
-        parser.error("EDGETL_KIT must name the folder with grocery20/, cifar10_jpeg/ and weights/")
-    kit, rows = Path(os.environ["EDGETL_KIT"]).resolve(), []
+    kit, rows = kit_folder(parser, "grocery20/, cifar10_jpeg/ and weights/"), []
     sys.path.insert(0, str(kit))  # zoo.py
     for number, entry in enumerate(ENTRIES[-1:] if arguments.quick else ENTRIES):
         with tempfile.TemporaryDirectory() as folder:
@@ -153,15 +152,9 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     native = f"int8-{host.arch()}"
     checks = [
-        {
-            "name": f"zoo, {row['entry']}: top-1 of {native} below FP32's",
-            "value": drop,
-            "limit": 0.05,
-            "ok": drop <= 0.05,
-        }
+        check(f"zoo, {row['entry']}: top-1 of {native} below FP32's", row["top1"]["fp32"] - row["top1"][native], 0.05)
         for row in rows
         if row["name"] == "trained"
-        for drop in [row["top1"]["fp32"] - row["top1"][native]]
     ]
     result = {"format_version": 1, "quick": arguments.quick, "host": host.facts(), "rows": rows, "checks": checks}
     write_json(arguments.json, result)

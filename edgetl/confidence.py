@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgetl.metrics import expected_calibration_error
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    _Floats = NDArray[np.floating[Any]]
+    _Ints = NDArray[np.integer[Any]]
 
 __all__ = [
     "confidence_report",
@@ -19,8 +24,6 @@ __all__ = [
     "threshold_for",
 ]
 
-_Floats = NDArray[np.floating[Any]]
-_Ints = NDArray[np.integer[Any]]
 
 _COLDEST, _WARMEST = 0.05, 20.0
 _STEPS = 60  # of golden section: the temperature is exact to eleven digits

@@ -10,15 +10,17 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from edgetl.errors import PictureError
 from edgetl.quiet import without_warnings
 from edgetl.spec import PreprocessSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["FORMATS", "MAX_PIXELS", "NARROWEST", "Picture", "decode", "fit", "open_image", "preprocess"]
 

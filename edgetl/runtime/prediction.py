@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgetl.confidence import passes
 from edgetl.errors import EngineError
 from edgetl.metrics import softmax
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["Prediction", "checked", "predictions"]
 

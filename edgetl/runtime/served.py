@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from edgetl.bundle import Bundle, Decision
@@ -20,6 +19,8 @@ from edgetl.runtime.session import Session
 from edgetl.spec import is_label
 
 if TYPE_CHECKING:  # an app that learns nothing need not import it
+    from numpy.typing import NDArray
+
     from edgetl.runtime.learning import Learned
 
 __all__ = ["Held", "Served", "default_overlay", "several"]
@@ -42,7 +43,7 @@ def several(pictures: Iterable[Picture]) -> Iterable[Picture]:
     return pictures
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Held:
     """A graph, how many calls use it, and its bundle's exemplars once they were read; kept by the classifier."""
 
@@ -51,7 +52,7 @@ class Held:
     exemplars: tuple[NDArray[np.float32], tuple[int, ...]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class Served:
     """A model that answers.
 
@@ -76,7 +77,7 @@ class Served:
 
     def __post_init__(self) -> None:
         learned = () if self.learned is None else self.learned.labels
-        object.__setattr__(self, "labels", self.session.spec.labels + learned)
+        self.labels = self.session.spec.labels + learned
 
     @property
     def session(self) -> Session:
