@@ -19,13 +19,13 @@ __all__ = ["main"]
 
 
 def _cold(job: dict[str, Any]) -> dict[str, Any]:
-    import edgetl
+    from edgetl import load  # which is imported when it is asked for
 
     imported = time.perf_counter_ns()
     side = job["sides"][0]
     start = time.perf_counter_ns()
     before = _gpu_free(side["engine"])  # makes CUDA's context, which is part of loading
-    with edgetl.load(side["bundle"], variant=side["variant"], engine=side["engine"]) as classify:
+    with load(side["bundle"], variant=side["variant"], engine=side["engine"]) as classify:
         loaded = time.perf_counter_ns()
         height, width, channels = classify.spec.preprocess.input_shape
         import numpy as np

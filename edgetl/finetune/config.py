@@ -36,7 +36,9 @@ class FinetuneConfig:
         dropout: Before the last layer, 0 to 1.
         head_init: Of the last layer: ``zero``, ``xavier`` (Glorot), ``he``, or ``ridge``, the closed form of ridge
             regression on the features; ``auto`` is zero where a probe comes first, else torch's own.
-        strategy: ``probe``, ``last:N``, ``gradual`` (unfreezes from the top), ``full`` or ``lp-ft`` (probe, then full).
+        strategy: ``probe``, ``last:N``, ``gradual`` (unfreezes from the top), ``full`` or ``lp-ft``: probe, then full.
+            Its probe of a linear head that begins as ``auto`` or ``ridge`` is solved for, not trained, and scaled down,
+            so that the features are tuned as well.
         epochs: Passes over the training pictures; for ``probe``, passes over their features are 5 times as many.
         batch_size: Pictures per step, of all devices together.
         optimizer: ``adamw``, ``adam``, ``sgd``, ``rmsprop`` or ``adagrad``.

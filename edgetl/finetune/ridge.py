@@ -37,7 +37,7 @@ class Ridge:
     penalty: float
 
 
-def fit_ridge(features: Floats, labels: NDArray[np.integer[Any]], classes: int) -> Ridge:
+def fit_ridge(features: Floats, labels: NDArray[np.integer[Any]], classes: int, weights: Floats | None = None) -> Ridge:
     """Fits by least squares on one-hot targets; the penalty has the lowest squared error over left-out pictures.
 
     Leave-one-out answers need no refit (Golub, Heath and Wahba 1979; Hastie et al., ESL, 7.10): with the hat matrix H,
@@ -47,11 +47,14 @@ def fit_ridge(features: Floats, labels: NDArray[np.integer[Any]], classes: int) 
         features: (N, D).
         labels: (N,), 0 to classes - 1.
         classes: How many.
+        weights: (N,), how much each picture's error counts; by default all alike.
     """
     x = features.astype(np.float64)
     targets = np.eye(classes)[labels]
-    mean, target_mean = x.mean(0), targets.mean(0)
-    x, y = x - mean, targets - target_mean
+    share = np.full(len(x), 1.0 / len(x)) if weights is None else weights / weights.sum()
+    root = np.sqrt(share * len(x))[:, None]
+    mean, target_mean = share @ x, share @ targets
+    x, y = (x - mean) * root, (targets - target_mean) * root
     u, s, vt = np.linalg.svd(x, full_matrices=False)
     scatter = float(np.square(s).mean()) or 1.0
     projected = u.T @ y
@@ -59,22 +62,22 @@ def fit_ridge(features: Floats, labels: NDArray[np.integer[Any]], classes: int) 
     for penalty in _PENALTIES:
         shrink = np.square(s) / (np.square(s) + penalty * scatter)
         answers = u @ (shrink[:, None] * projected)
-        leverage = np.square(u) @ shrink + 1.0 / len(x)  # the mean was fitted as well
+        leverage = np.square(u) @ shrink + share  # the mean was fitted as well
         keep = np.maximum(1.0 - leverage, 1e-9)[:, None]
         left_out = y - (y - answers) / keep
         error = float(np.square(y - left_out).sum())
         if best is None or error < best[0]:
-            best = error, float(penalty), left_out + target_mean
+            best = error, float(penalty), left_out / root + target_mean
     assert best is not None
     _, penalty, left_out = best
     weight = (vt.T * (s / (np.square(s) + penalty * scatter))) @ projected
-    scale = _likeliest_scale(left_out, labels)
+    scale = _likeliest_scale(left_out, labels, share)
     bias = target_mean - mean @ weight
     return Ridge(weight.T * scale, bias * scale, left_out * scale, penalty)
 
 
-def _likeliest_scale(logits: Floats, labels: NDArray[np.integer[Any]]) -> float:
+def _likeliest_scale(logits: Floats, labels: NDArray[np.integer[Any]], share: Floats) -> float:
     """Returns the factor on logits at which the labels are likeliest (temperature scaling, Guo et al. 2017)."""
     rows = np.arange(len(labels))
-    losses = [-np.log(softmax(logits * factor)[rows, labels] + 1e-12).mean() for factor in _TEMPERATURES]
+    losses = [-share @ np.log(softmax(logits * factor)[rows, labels] + 1e-12) for factor in _TEMPERATURES]
     return float(_TEMPERATURES[int(np.argmin(losses))])

@@ -292,7 +292,7 @@ def test_finetune_export_bench_by_command(capsys, new_digits_folder, source_run,
     found = json.loads((tmp_path / "f.json").read_text())
     assert found["val"]["pictures"] == 219
     history = (tmp_path / "run" / "history.csv").read_text().splitlines()
-    assert len(history) == 1 + 10 + 2 + 1  # options typed win over the file
+    assert len(history) == 1 + 1 + 2 + 1  # options typed win over the file
 
     bundle = tmp_path / "b.edgetl"
     code, out, err = call(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fixtures_trained import Recorder
 from safetensors.torch import load_file
 
 from edgetl.errors import CheckpointError, DatasetError, EdgetlError, InputError, WeightsError
@@ -46,11 +47,23 @@ def test_a_run_holds_all_it_promises(transfer_run, new_digits):
 
 def test_history_has_a_row_for_each_epoch_of_both_stages(transfer_run):
     rows = history(transfer_run)
-    assert [r["stage"] for r in rows] == ["probe"] * 15 + ["tune"] * 3 + ["final"]
+    assert [r["stage"] for r in rows] == ["probe"] + ["tune"] * 3 + ["final"]
     assert [int(r["epoch"]) for r in rows[-4:]] == [1, 2, 3, 3]
     last = json.loads((transfer_run / "metrics.json").read_text())
     assert float(rows[-1]["val_top1"]) == pytest.approx(last["val"]["top1"], abs=1e-6)
-    assert last["kept_row"] == 18
+    assert last["kept_row"] == 4
+
+
+def test_the_probe_before_tuning_is_solved_and_an_mlp_s_is_trained(transfer_run, new_digits, transfer_config, tmp_path):
+    probe = history(transfer_run)[0]
+    assert probe["lr"] == ""
+    assert 0.5 < float(probe["val_top1"]) <= 1
+    assert 0 < float(probe["train_loss"]) < 1.6  # of pictures it did not see; chance is log 5
+    assert float(probe["train_top1"]) < 1
+    config = dataclasses.replace(transfer_config, head="mlp:16", epochs=2)
+    finetune(new_digits, config, tmp_path / "run", reporter=Recorder())
+    assert [row["stage"] for row in history(tmp_path / "run")] == ["probe"] * 10 + ["tune"] * 2 + ["final"]
+    assert float(history(tmp_path / "run")[-1]["val_top1"]) > 0.5
 
 
 def test_open_run_gives_the_checkpoint_and_refuses_a_damaged_one(transfer_run, tmp_path):
@@ -216,7 +229,7 @@ def test_a_run_is_replaced_only_by_a_complete_one(new_digits, transfer_config, t
         finetune(new_digits, bad, out, reporter=recorder, force=True)
     assert all(torch.equal(before[name], value) for name, value in tensors(out).items())
     finetune(new_digits, dataclasses.replace(transfer_config, epochs=1), out, reporter=recorder, force=True)
-    assert len(history(out)) == 5 + 1 + 1
+    assert len(history(out)) == 1 + 1 + 1
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from edgetl.errors import InputError
 from edgetl.finetune import FinetuneConfig
 from edgetl.finetune.balance import balance_of
-from edgetl.finetune.head_start import init_classifier, init_from_ridge
+from edgetl.finetune.head_start import init_classifier, init_from_ridge, quieten
 from edgetl.finetune.objective import Mixer, Objective, Penalty, Teacher
 from edgetl.finetune.optimizers import Descent, optimizer_of, schedule_of
 from edgetl.finetune.rate_range import find_rate, steepest_rate
@@ -186,6 +186,40 @@ def test_ridge_left_out_answers_are_those_of_fits_without_the_picture(width):
         # The mean is fitted too: leaving a picture out moves it, which the closed form accounts for.
         other = Other(alpha=alpha).fit(features[rest], targets[rest])
         assert found.left_out[i] == pytest.approx(other.predict(features[i : i + 1])[0] * scale, rel=1e-6, abs=1e-6)
+
+
+def test_ridge_with_weights_is_that_of_pictures_that_come_several_times():
+    features, labels = points()
+    counts = np.where(labels == 0, 3.0, 1.0)
+    weighted = fit_ridge(features, labels, 3, counts)
+    from sklearn.linear_model import Ridge as Other
+
+    share = counts / counts.sum()
+    centred = (features - share @ features) * np.sqrt(60 * share)[:, None]
+    alpha = weighted.penalty * float(np.square(np.linalg.svd(centred, compute_uv=False)).mean())
+    targets = np.eye(3)[labels]
+    whole = Other(alpha=alpha).fit(features, targets, sample_weight=60 * share)
+    scale = np.linalg.norm(weighted.weight) / np.linalg.norm(whole.coef_)
+    assert weighted.weight == pytest.approx(whole.coef_ * scale, rel=1e-6, abs=1e-9)
+    for i in (0, 17, 59):
+        rest = np.arange(60) != i
+        other = Other(alpha=alpha).fit(features[rest], targets[rest], sample_weight=60 * share[rest])
+        assert weighted.left_out[i] == pytest.approx(other.predict(features[i : i + 1])[0] * scale, rel=1e-6, abs=1e-6)
+
+
+def test_a_quiet_layer_answers_the_same_with_less_force():
+    features, labels = points()
+    seen = torch.from_numpy(features).float()
+    layer = nn.Linear(12, 3)
+    init_from_ridge(layer, features, labels)
+    before = layer(seen).detach()
+    assert float(before.std(1).mean()) > 1
+    quieten(layer, before)
+    after = layer(seen).detach()
+    assert torch.equal(after.argmax(1), before.argmax(1))
+    assert float(after.std(1).mean()) == pytest.approx(0.1, rel=1e-4)
+    quieten(layer, after / 2)  # one that is quiet already is left as it is
+    assert torch.equal(layer(seen), after)
 
 
 def test_ridge_is_a_classifier_and_fills_the_layer():
