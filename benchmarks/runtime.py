@@ -139,7 +139,7 @@ def measure(kit: Path, work: Path, quick: bool, part: str, shared: dict[str, Any
         }
     if part in ("cold", "memory"):
         found: dict[str, list[float]] = {"tuned": [], "edgetl": []}
-        for turn in range(2 if quick else 2 * 15):
+        for turn in range(2 if quick else 2 * 30):
             side = ("tuned", "edgetl")[turn % 2]
             told, seconds = run_child("first" if part == "cold" else "memory", {**job, "side": side})
             found[side].append(seconds if part == "cold" else told["peak_bytes"])
