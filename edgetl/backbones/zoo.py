@@ -64,7 +64,7 @@ def full_model(name: str, num_classes: int | None = None) -> nn.Module:
         return _from_timm(name, keywords)
     _check_torchvision(name)
     if name in _TRANSFORM_INPUT:
-        keywords |= {"init_weights": False, "aux_logits": True}
+        keywords |= {"init_weights": True, "aux_logits": True}
     model: nn.Module = tv.get_model(name, weights=None, **keywords)
     return model
 

@@ -22,8 +22,8 @@ from edgetl.runtime.prediction import Prediction
 __all__ = ["Batcher"]
 
 _MOST_WORKERS = 4
-# A batch that forms is begun this long before it would be too late for one in it, or an eighth of that one's deadline.
-_MARGIN_S = 0.02
+# A batch that forms is begun this long before it would be too late for one in it, or a quarter of that one's deadline.
+_MARGIN_S = 0.05
 _NEWEST = 0.2  # weight of the last batch in what the next one is expected to take
 
 
@@ -46,7 +46,7 @@ class _Request:
         """Returns when it no longer waits for others."""
         if self.until is None:
             return math.inf
-        return self.latest_start(takes) - min(_MARGIN_S, (self.until - self.since) / 8)
+        return self.latest_start(takes) - min(_MARGIN_S, (self.until - self.since) / 4)
 
     def is_over(self, takes: float) -> bool:
         """Whether nobody waits for it any more, or not for as long as it would take."""

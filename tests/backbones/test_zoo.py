@@ -48,6 +48,16 @@ def test_every_torchvision_classifier_builds(name):
     assert len(blocks(extractor)) >= 4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "layer", "std"), [("googlenet", "conv1", 0.01), ("inception_v3", "Conv2d_2b_3x3", 0.1)]
+)
+def test_random_weights_are_those_torchvision_begins_with(name, layer, std):
+    """Of these two it says so only when asked, since it once took minutes."""
+    weight = full_model(name).get_submodule(layer).conv.weight
+    assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
 def test_blocks_cover_every_parameter_once_from_input_to_output():
     extractor = feature_extractor(skeleton("resnet18"))
     found = blocks(extractor)
