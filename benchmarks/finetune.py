@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -205,22 +205,27 @@ def strategy(kit: Path, work: Path, quick: bool, data: str, name: str, seed: int
     epochs = (1 if quick else 10) + (name == "full")
     out = work / f"{data}-{name}-{seed}"
     start = time.perf_counter()
-    command = [
-        sys.executable, "-m", "edgetl.cli.main", "finetune", str(source), "--backbone", "mobilenet_v2",
+    on_one_core(
+        kit, out, str(source), "--backbone", "mobilenet_v2",
         "--weights", str(kit / "weights" / "mobilenet_v2_tv.safetensors"), "--strategy", name,
-        "--epochs", str(epochs), "--seed", str(seed), "--out", str(out), *size,
-    ]  # fmt: skip
-    cache = str(work / f"cache-{data}-{name}-{seed}")
-    environment = {**os.environ, "XDG_CACHE_HOME": cache, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL)
+        "--epochs", str(epochs), "--seed", str(seed), *size,
+    )  # fmt: skip
     return {"data": data, "strategy": name, "seed": seed, "epochs": epochs, "top1": top1_of(out),
             "seconds": time.perf_counter() - start}  # fmt: skip
 
 
-def strategies(kit: Path, work: Path, quick: bool, data: str, seed: int) -> list[dict[str, Any]]:
-    """Both at once, each on a core of its own, so that whatever slows one slows the other."""
+def on_one_core(kit: Path, out: Path, *arguments: str) -> None:
+    """Fine-tunes by command, in a process that uses one core and a cache of its own."""
+    command = [sys.executable, "-m", "edgetl.cli.main", "finetune", *arguments, "--out", str(out)]
+    found = os.pathsep.join([str(kit), os.environ.get("PYTHONPATH", "")])  # zoo.py
+    own = {"PYTHONPATH": found, "XDG_CACHE_HOME": str(out.with_name(f"cache-{out.name}")), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env={**os.environ, **own}, stderr=subprocess.DEVNULL)
+
+
+def side_by_side(train: Callable[[Any], dict[str, Any]], cases: Sequence[Any]) -> list[dict[str, Any]]:
+    """Trains two at once, each on a core of its own, so that whatever slows one slows the other."""
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda name: strategy(kit, work, quick, data, name, seed), ("lp-ft", "full")))
+        return list(pool.map(train, cases))
 
 
 def kills(work: Path, quick: bool) -> dict[str, Any]:
@@ -286,14 +291,18 @@ def ranking(kit: Path, work: Path, quick: bool) -> dict[str, Any]:
     return {**found.to_dict(), "seconds": time.perf_counter() - start}
 
 
-def tuned(kit: Path, work: Path, quick: bool, candidate: Candidate, number: int) -> dict[str, Any]:
-    dataset = pictures(kit, work, quick)
-    fields = {name: getattr(candidate, name) for name in ("backbone", "weights", "size", "mean", "std")}
-    config = FinetuneConfig(**fields, epochs=1 if quick else 10, strategy="probe" if quick else "lp-ft")
+def tuned(kit: Path, work: Path, quick: bool, candidate: Candidate) -> dict[str, Any]:
+    """The default strategy on a candidate."""
+    source = few(kit, work) if quick else kit / "grocery20"
+    out = work / f"candidate-{candidate.backbone.replace(':', '-')}-{candidate.size[0]}"
+    own = [("--mean", candidate.mean), ("--std", candidate.std)]
+    numbers = [part for name, values in own if values for part in (name, ",".join(map(str, values)))]
     start = time.perf_counter()
-    finetune(dataset, config, work / f"candidate{number}", reporter=Clock())
-    return {"candidate": candidate.name, "top1": top1_of(work / f"candidate{number}"),
-            "seconds": time.perf_counter() - start}  # fmt: skip
+    on_one_core(
+        kit, out, str(source), "--backbone", candidate.backbone, "--weights", candidate.weights,
+        "--size", str(candidate.size[0]), *numbers, *(("--epochs", "1", "--strategy", "probe") if quick else ()),
+    )  # fmt: skip
+    return {"candidate": candidate.name, "top1": top1_of(out), "seconds": time.perf_counter() - start}
 
 
 def checks_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -352,13 +361,18 @@ def plan(kit: Path, work: Path, quick: bool) -> list[tuple[str, str, Callable[[]
         print("gpu: left out, there is none here", flush=True)
     for data in ("cifar10_jpeg",) if quick else ("cifar10_jpeg", "grocery20"):
         for seed in SEEDS[:1] if quick else SEEDS:
-            how = lambda d=data, s=seed: strategies(kit, work, quick, d, s)  # noqa: E731
+            how = lambda d=data, s=seed: side_by_side(  # noqa: E731
+                lambda name: strategy(kit, work, quick, d, name, s), ("lp-ft", "full")
+            )
             steps.append(("strategies", f"{data} {seed}", how))
     steps.append(("kills", "", lambda: kills(work, quick)))
     steps.append(("select", "", lambda: ranking(kit, work, quick)))
-    for number, candidate in enumerate(candidates(kit, quick)):
-        how = lambda c=candidate, n=number: tuned(kit, work, quick, c, n)  # noqa: E731
-        steps.append(("select", candidate.name, how))
+    by_size: dict[int, list[Candidate]] = {}
+    for candidate in candidates(kit, quick):
+        by_size.setdefault(candidate.size[0], []).append(candidate)
+    for side, pair in by_size.items():
+        how = lambda p=pair: side_by_side(lambda c: tuned(kit, work, quick, c), p)  # noqa: E731
+        steps.append(("select", f"at {side}", how))
     return steps
 
 
