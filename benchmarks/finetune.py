@@ -199,7 +199,7 @@ def beside_plain(config: FinetuneConfig, dataset: Dataset, out: Path, *, ours_fi
 
 
 def strategy(kit: Path, work: Path, quick: bool, data: str, name: str, seed: int) -> dict[str, Any]:
-    """lp-ft for 10 epochs; full for one more, which takes at least as long as the probe does."""
+    """lp-ft for 10 epochs; full for one more, so that it has at least as much time."""
     size = ("--size", "32" if quick else "96") if data == "cifar10_jpeg" else ()
     source = few(kit, work) if quick else kit / data
     epochs = (1 if quick else 10) + (name == "full")

@@ -29,6 +29,10 @@ class Balance:
     class_weights: NDArray[np.float64] | None = None
     shares: NDArray[np.float64] | None = None
 
+    def weights_of(self, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """Returns how much each training picture counts, (pictures,), whichever way it is; None for all alike."""
+        return self.shares if self.class_weights is None else self.class_weights[labels]
+
 
 def balance_of(labels: Sequence[int], classes: Sequence[str], asked: str) -> Balance:
     """Chooses, and makes what it takes.

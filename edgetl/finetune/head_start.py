@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from edgetl.backbones import Network
+from edgetl.finetune.config import FinetuneConfig
 from edgetl.finetune.ridge import fit_ridge
+from edgetl.finetune.strategies import has_seen_data
 
-__all__ = ["init_classifier", "init_from_ridge", "quieten"]
+__all__ = ["init_classifier", "init_from_ridge", "is_solvable", "quieten", "solve"]
 
 _QUIET = 0.1  # standard deviation of a picture's logits
+_MOST_NUMBERS = 100_000_000  # in features and answers: 0.8 GB, which is needed several times
+_NOTHING = 1e-6  # below it they say nothing of a picture
 
 
 def init_classifier(layer: nn.Linear, kind: str) -> None:
@@ -45,9 +54,52 @@ def init_from_ridge(
     return found.left_out
 
 
+def is_solvable(network: Network, config: FinetuneConfig, pictures: int) -> bool:
+    """Tells whether the probe before tuning has a closed form, and one that is good for tuning.
+
+    A backbone with normalizations that have seen no data gives other features as soon as it is tuned.
+    """
+    layer = network.head.classifier
+    norms = [module for module in network.backbone.modules() if isinstance(module, _BatchNorm)]
+    return (
+        isinstance(network.head.hidden, nn.Identity)
+        and config.head_init in ("auto", "ridge")
+        and pictures * (layer.in_features + layer.out_features) <= _MOST_NUMBERS
+        and all(map(has_seen_data, norms))
+    )
+
+
+@torch.no_grad()
+def solve(
+    layer: nn.Linear,
+    features: Mapping[str, NDArray[np.float32]],
+    labels: Mapping[str, NDArray[np.int64]],
+    weights: NDArray[np.float64] | None,
+) -> dict[str, float]:
+    """Fills the layer by ridge regression: descent learns the few pictures of a transfer by heart.
+
+    Args:
+        layer: (classes, D), on the CPU.
+        features: (N, D) of ``train`` and of parts that are judged.
+        labels: (N,) of each.
+        weights: (N,), how much each training picture counts, or None.
+
+    Returns:
+        Loss and top-1 of each part; of ``train``, by layers that have not seen the picture.
+    """
+    left_out = init_from_ridge(layer, features["train"], labels["train"], weights)
+    scores = {}
+    for name, seen in features.items():
+        logits = torch.from_numpy(left_out).float() if name == "train" else layer(torch.from_numpy(seen))
+        truth = torch.from_numpy(labels[name])
+        scores[f"{name}_loss"] = float(F.cross_entropy(logits, truth))
+        scores[f"{name}_top1"] = float((logits.argmax(1) == truth).float().mean())
+    return scores
+
+
 @torch.no_grad()
 def quieten(layer: nn.Linear, logits: Tensor) -> None:
-    """Scales a probed layer down, so that the features below it are moved by the tuning that follows.
+    """Scales a probed layer, most often down, so that the features below it are moved by the tuning that follows.
 
     A layer that is sure already leaves little loss, and so little that features could learn from; what matters is the
     direction it gives them (Ren, Guo, Bae and Sutherland 2023, "How to prepare your task head for finetuning").
@@ -57,6 +109,6 @@ def quieten(layer: nn.Linear, logits: Tensor) -> None:
         logits: (N, classes), its answers for training pictures.
     """
     spread = float(logits.float().std(dim=1).mean())
-    factor = min(1.0, _QUIET / max(spread, 1e-9))
-    layer.weight.mul_(factor)
-    layer.bias.mul_(factor)
+    if spread > _NOTHING:
+        layer.weight.mul_(_QUIET / spread)
+        layer.bias.mul_(_QUIET / spread)

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgetl.backbones import Network, WeightsReport
 from edgetl.dataset import Item
@@ -22,7 +21,7 @@ from edgetl.errors import InputError
 from edgetl.finetune.balance import Balance
 from edgetl.finetune.config import FinetuneConfig, parse_strategy
 from edgetl.finetune.fit import FitResult, Row, Settings, compiled, evaluate_logits, fit
-from edgetl.finetune.head_start import init_classifier, init_from_ridge, quieten
+from edgetl.finetune.head_start import init_classifier, init_from_ridge, is_solvable, quieten, solve
 from edgetl.finetune.inputs import Inputs, Loaders
 from edgetl.finetune.loggers import HistoryLog
 from edgetl.finetune.objective import Mixer, Objective, Penalty, Teacher
@@ -41,7 +40,6 @@ __all__ = ["Job", "Outcome", "Reporter"]
 _PROBE_EPOCHS_PER_EPOCH = 5
 # The head alone bears, and needs, a higher rate than a network that must not forget.
 _PROBE_RATE = 6.0
-_CLOSED_FORM = 50_000  # training pictures whose features fit into memory several times
 _ROUTE = "frozen_blocks"  # whether they run once or at each step
 
 
@@ -131,7 +129,7 @@ class Job:
         kind, _ = parse_strategy(self.config.strategy)
         going_on = self.ranks.gathered(resume and self.folder is not None and self.folder.last.exists())[0]
         probes = kind in ("probe", "lp-ft")
-        solved = kind == "lp-ft" and self._has_closed_form()
+        solved = kind == "lp-ft" and is_solvable(self.network, self.config, len(self.train))
         if not solved:
             self._init_head(probes)
         if kind == "probe":
@@ -141,7 +139,12 @@ class Job:
         if probes:  # seconds, and the same each time: a resumed run repeats it
             config = self.config if self.config.lr != "auto" else dataclasses.replace(self.config, lr=None)
             probed = self._solve_probe() if solved else self._probe(config).rows
+        loud = copy.deepcopy(self.network.head.classifier.state_dict())
+        if solved and self.ranks.first:
+            self._quieten()
         result = self._tune(probed, resume=going_on)
+        if result.diverged and not result.kept_epoch:
+            self.network.head.classifier.load_state_dict(loud)  # what is kept is the probe, which should be sure
         return Outcome(probed + result.rows, len(probed) + result.kept_epoch, result.diverged)
 
     def answers(self, items: tuple[Item, ...], stage: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -169,45 +172,31 @@ class Job:
             hidden = copy.deepcopy(self.network.head.hidden).cpu()
             with torch.no_grad():
                 seen = hidden(torch.from_numpy(self.inputs.features("train")))
-            init_from_ridge(layer, seen.numpy(), self.inputs.labels("train"), self._weights_of_pictures())
+            labels = self.inputs.labels("train")
+            init_from_ridge(layer, seen.numpy(), labels, self.balance.weights_of(labels))
         elif kind != "auto":
             init_classifier(layer, kind)
         elif probes:
             init_classifier(layer, "zero")
 
-    def _has_closed_form(self) -> bool:
-        is_linear = isinstance(self.network.head.hidden, nn.Identity)
-        return is_linear and self.config.head_init in ("auto", "ridge") and len(self.train) <= _CLOSED_FORM
-
     def _solve_probe(self) -> list[Row]:
-        """Takes a linear head from ridge regression, and scales it down.
-
-        Descent would need passes, and learns the few pictures of a transfer by heart. The row says of training pictures
-        what a head says that has not seen them.
-        """
-        features = {name: torch.from_numpy(self.inputs.features(name)) for name in self.inputs.parts}
-        if not self.ranks.first:
+        """Takes a linear head from ridge regression."""
+        features = {name: self.inputs.features(name) for name in self.inputs.parts}
+        if not self.ranks.first:  # the first one's head is sent to all when they tune together
             return []
+        labels = {name: self.inputs.labels(name) for name in features}
         layer = self.network.head.classifier.cpu()
-        left_out = init_from_ridge(
-            layer, features["train"].numpy(), self.inputs.labels("train"), self._weights_of_pictures()
-        )
-        row: Row = {"stage": "probe", "epoch": 1}
-        for name, seen in features.items():
-            labels = torch.from_numpy(self.inputs.labels(name))
-            with torch.inference_mode():
-                logits = torch.from_numpy(left_out).float() if name == "train" else layer(seen)
-            row[f"{name}_loss"] = float(F.cross_entropy(logits, labels))
-            row[f"{name}_top1"] = float((logits.argmax(1) == labels).float().mean())
-        quieten(layer, layer(features["train"]))
+        scores = solve(layer, features, labels, self.balance.weights_of(labels["train"]))
+        row: Row = {"stage": "probe", "epoch": 1, **scores}
         self.reporter.progress("probe", 1, 1)
         self._write([row])
         return [row]
 
-    def _weights_of_pictures(self) -> NDArray[np.float64] | None:
-        """Returns how much each training picture counts, where the loss is weighted or small classes are drawn more."""
-        weights = self.balance.class_weights
-        return self.balance.shares if weights is None else weights[self.inputs.labels("train")]
+    def _quieten(self) -> None:
+        layer = self.network.head.classifier
+        with torch.inference_mode():
+            logits = layer(torch.from_numpy(self.inputs.features("train")))
+        quieten(layer, logits)
 
     def _config_of_probe(self) -> FinetuneConfig:
         """Returns the settings, their rate found."""

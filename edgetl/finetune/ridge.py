@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.errors import InputError
 from edgetl.metrics import softmax
 
 __all__ = ["Ridge", "fit_ridge"]
@@ -48,7 +49,12 @@ def fit_ridge(features: Floats, labels: NDArray[np.integer[Any]], classes: int, 
         labels: (N,), 0 to classes - 1.
         classes: How many.
         weights: (N,), how much each picture's error counts; by default all alike.
+
+    Raises:
+        InputError: The features are not finite.
     """
+    if not np.isfinite(features).all():
+        raise InputError("the backbone's features are not finite: its weights hold NaN, or it overflows; take others")
     x = features.astype(np.float64)
     targets = np.eye(classes)[labels]
     share = np.full(len(x), 1.0 / len(x)) if weights is None else weights / weights.sum()

@@ -13,7 +13,7 @@ from edgetl.backbones import Network, blocks
 from edgetl.errors import InputError
 from edgetl.finetune.config import FinetuneConfig, parse_strategy
 
-__all__ = ["Freezing", "frozen_blocks", "parameter_groups"]
+__all__ = ["Freezing", "frozen_blocks", "has_seen_data", "parameter_groups"]
 
 
 class Freezing:
@@ -43,7 +43,7 @@ class Freezing:
         self._modules = [block.modules for block in depth]
         self._gradual = config.epochs if kind == "gradual" else 0
         self._norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-        self._keeps = {norm for norm in self._norms if config.batchnorm == "frozen" and _has_seen_data(norm)}
+        self._keeps = {norm for norm in self._norms if config.batchnorm == "frozen" and has_seen_data(norm)}
         network.requires_grad_(kind in ("full", "lp-ft", "gradual"))
         network.head.requires_grad_(True)
         for parameters in self._blocks[len(depth) - count :] if kind == "last" else []:
@@ -90,7 +90,8 @@ def _mark(parameters: Iterable[nn.Parameter], trained: bool) -> None:
         parameter.requires_grad_(trained)
 
 
-def _has_seen_data(norm: _BatchNorm) -> bool:
+def has_seen_data(norm: _BatchNorm) -> bool:
+    """Tells whether its statistics are others than those it is made with."""
     mean, var = norm.running_mean, norm.running_var
     return mean is not None and var is not None and bool((mean != 0).any() or (var != 1).any())
 

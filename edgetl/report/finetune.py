@@ -94,7 +94,8 @@ _LINES = {"train": "s1", "val": "s2", "select": "s3", "lr": "s4", "gradient": "s
 _CAPTIONS = {
     "Loss": (
         "Train counts augmented pictures and smoothed labels where these are used, so it may lie above val. A probe "
-        "trains the head alone, tune goes on with the network."
+        "finds the head alone, tune goes on with the network; a probe of one epoch is solved for, and its train is of "
+        "pictures that were left out."
     ),
     "Top-1": "After each epoch; train counts pictures as they were augmented and mixed. No epoch is chosen by val.",
     "Gradient norm": "Of all gradients together, before clipping; the mean of each epoch's steps.",

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -53,6 +53,18 @@ class _Request:
         return self.future.cancelled() or time.perf_counter() > self.latest_start(takes)
 
 
+class _Pace:
+    """What a batch is expected to take, seconds: a moving average. The first is slow, and the second replaces it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._batches = 0
+
+    def learn(self, seconds: float) -> None:
+        self._batches += 1
+        self.seconds += (1.0 if self._batches <= 2 else _NEWEST) * (seconds - self.seconds)
+
+
 class Batcher:
     """Threads that answer what `submit` is given.
 
@@ -75,7 +87,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._collecting = threading.Lock()
         self._closed = False
-        self._takes = 0.0  # seconds that a batch is expected to take: a moving average
+        self._pace = _Pace()
         self._process = os.getpid()
         count = batching.workers or min(host.usable_cores(), _MOST_WORKERS)
         self._threads = [
@@ -100,26 +112,46 @@ class Batcher:
             if self._closed:
                 raise EngineError("this classifier is closed; call edgetl.load again")
             if len(self._waiting) >= self._settings.max_queue:
-                over = self._take_over()
+                left, over = self._sorted(len(self._waiting))
+                self._waiting.extend(left)
             taken = len(self._waiting) < self._settings.max_queue
             if taken:
                 self._waiting.append(request)
                 self._changed.notify()
-        for each in over:
-            self._is_wanted(each)
+        self._refuse(over)
         if taken:
             return request.future
         self._meters.count("overloaded")
         raise Overloaded(f"{self._settings.max_queue} requests wait already; try again later, or raise max_queue")
 
-    def _take_over(self) -> list[_Request]:
-        """Takes those out of the queue that nobody waits for any more."""
+    def _sorted(self, most: int) -> tuple[list[_Request], list[_Request]]:
+        """Takes requests from the queue: up to so many that are wanted, and those before them that no longer are."""
+        wanted: list[_Request] = []
         over: list[_Request] = []
-        left: deque[_Request] = deque()
-        for request in self._waiting:
-            (over if request.is_over(self._takes) else left).append(request)
-        self._waiting = left
-        return over
+        while self._waiting and len(wanted) < most:
+            request = self._waiting.popleft()
+            (over if request.is_over(self._pace.seconds) else wanted).append(request)
+        return wanted, over
+
+    def _refuse(self, over: Iterable[_Request]) -> None:
+        """Tells whoever waits for them; without the lock, since they may do anything then."""
+        for request in over:
+            if not self._begins(request):
+                continue
+            self._meters.count("deadlines_exceeded")
+            waited, takes = (time.perf_counter() - request.since) * 1e3, self._pace.seconds * 1e3
+            request.future.set_exception(
+                DeadlineExceeded(
+                    f"waited for {waited:.0f} ms: an answer, which takes some {takes:.0f} ms, would be too late"
+                )
+            )
+
+    def _begins(self, request: _Request) -> bool:
+        """Marks a request as begun, unless it was cancelled."""
+        begins = request.future.set_running_or_notify_cancel()
+        if not begins:
+            self._meters.count("cancelled")
+        return begins
 
     @property
     def max_batch(self) -> int:
@@ -172,29 +204,15 @@ class Batcher:
             while len(self._waiting) < settings.max_batch and not self._closed:
                 until = min(
                     self._waiting[0].since + settings.max_wait_ms / 1e3,
-                    *(r.waits_until(self._takes) for r in self._waiting),
+                    *(r.waits_until(self._pace.seconds) for r in self._waiting),
                 )
                 left = until - time.perf_counter()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), settings.max_batch))]
-        return [request for request in taken if self._is_wanted(request)]
-
-    def _is_wanted(self, request: _Request) -> bool:
-        if not request.future.set_running_or_notify_cancel():
-            self._meters.count("cancelled")
-            return False
-        if time.perf_counter() > request.latest_start(self._takes):
-            self._meters.count("deadlines_exceeded")
-            waited, takes = (time.perf_counter() - request.since) * 1e3, self._takes * 1e3
-            request.future.set_exception(
-                DeadlineExceeded(
-                    f"waited for {waited:.0f} ms: an answer, which takes some {takes:.0f} ms, would be too late"
-                )
-            )
-            return False
-        return True
+            taken, over = self._sorted(settings.max_batch)
+        self._refuse(over)
+        return [request for request in taken if self._begins(request)]
 
     def _run(self, batch: list[_Request]) -> None:
         begun = time.perf_counter()
@@ -203,7 +221,10 @@ class Batcher:
         except Exception as error:
             answers = [error] * len(batch)
         now = time.perf_counter()
-        self._takes += (_NEWEST if self._takes else 1.0) * (now - begun - self._takes)
+        if any(isinstance(answer, Prediction) for answer in answers):
+            with self._changed:
+                self._pace.learn(now - begun)
+                self._changed.notify_all()  # a batch that forms may have to begin earlier
         self._meters.observe("batch_pictures", len(batch))
         for request, answer in zip(batch, answers, strict=True):
             if isinstance(answer, Prediction):

@@ -15,10 +15,11 @@ class Batching:
 
     Attributes:
         max_batch: Most pictures in one call of the engine.
-        max_wait_ms: How long the first picture of a batch waits for others, at most until shortly before a deadline
-            in it; 0 takes what has come while the engine was busy, which costs a lonely request nothing.
-        max_queue: Most requests that wait; beyond it `Overloaded` is raised. Those that were cancelled, or whose
-            deadline is over, make room.
+        max_wait_ms: How long the first picture of a batch waits for others, at most until shortly before one of them
+            would be answered too late; 0 takes what has come while the engine was busy, which costs a lonely request
+            nothing.
+        max_queue: Most requests that wait; beyond it `Overloaded` is raised. Those that were cancelled, or could not
+            be answered within their deadline any more, make room.
         workers: Threads that decode and run batches; 0 for one on each core, up to four.
     """
 

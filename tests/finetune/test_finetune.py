@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from fixtures_trained import Recorder
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from edgetl.errors import CheckpointError, DatasetError, EdgetlError, InputError, WeightsError
 from edgetl.finetune import FinetuneConfig, finetune, open_run
@@ -64,6 +64,33 @@ def test_the_probe_before_tuning_is_solved_and_an_mlp_s_is_trained(transfer_run,
     finetune(new_digits, config, tmp_path / "run", reporter=Recorder())
     assert [row["stage"] for row in history(tmp_path / "run")] == ["probe"] * 10 + ["tune"] * 2 + ["final"]
     assert float(history(tmp_path / "run")[-1]["val_top1"]) > 0.5
+
+
+def test_where_normalizations_have_seen_nothing_the_probe_is_trained(digits, tmp_path):
+    """Their features are others as soon as they are tuned: a head that was solved for on them would mislead."""
+    config = FinetuneConfig(backbone="small_cnn", weights="none", epochs=2, batch_size=16, size=(16, 16))
+    finetune(digits, config, tmp_path / "run", reporter=Recorder())
+    assert [row["stage"] for row in history(tmp_path / "run")] == ["probe"] * 10 + ["tune"] * 2 + ["final"]
+
+
+def test_a_tuning_that_diverges_at_once_leaves_a_probe_that_is_sure(new_digits, transfer_config, tmp_path):
+    config = dataclasses.replace(transfer_config, lr=99.0, weight_decay=10.0, max_gradient_norm=0.0)
+    finetune(new_digits, config, tmp_path / "run", reporter=Recorder())
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    probe = history(tmp_path / "run")[0]
+    assert metrics["kept_row"] == 1
+    assert metrics["val"]["top1"] == pytest.approx(float(probe["val_top1"]), abs=0.005)
+    assert metrics["val"]["ece"] < 0.2  # a quiet head gives every class a fifth
+
+
+def test_features_that_are_not_finite_are_said(new_digits, transfer_config, source_run, tmp_path):
+    damaged = tensors(source_run)
+    next(tensor for tensor in damaged.values() if tensor.ndim == 4)[0] = np.nan
+    save_file(damaged, tmp_path / "nan.safetensors")
+    config = dataclasses.replace(transfer_config, weights=str(tmp_path / "nan.safetensors"))
+    with pytest.raises(InputError, match="features are not finite: its weights hold NaN"):
+        finetune(new_digits, config, tmp_path / "run", reporter=Recorder())
+    assert not (tmp_path / "run").exists()
 
 
 def test_open_run_gives_the_checkpoint_and_refuses_a_damaged_one(transfer_run, tmp_path):

@@ -20,7 +20,7 @@ import edgetl
 from edgetl.bundle import Decision
 from edgetl.errors import DeadlineExceeded, EngineError, InputError, Overloaded, PictureError
 from edgetl.runtime import Batching, Prediction
-from edgetl.runtime.batcher import Batcher
+from edgetl.runtime.batcher import Batcher, _Pace
 from edgetl.runtime.meters import Meters
 
 RED, GREEN = (np.full((16, 16, 3), color, np.uint8) for color in ((255, 0, 0), (0, 255, 0)))
@@ -157,6 +157,56 @@ def test_what_would_be_answered_too_late_is_not_begun():
         assert batcher.submit(RED, 100).result(20).label == "red"  # an idle engine tries what it can hardly do
     finally:
         batcher.close()
+
+
+def test_late_requests_take_no_places_in_a_batch(gated):
+    classify, gate = gated(max_batch=4)
+    classify.submit(RED)
+    assert gate.entered.wait(20)
+    late = [classify.submit(RED, deadline_ms=1) for _ in range(4)]
+    good = [classify.submit(GREEN) for _ in range(4)]
+    time.sleep(0.01)
+    gate.open.set()
+    assert [f.result(20).label for f in good] == ["green"] * 4
+    assert all(isinstance(f.exception(20), DeadlineExceeded) for f in late)
+    assert gate.sizes == [1, 4]
+
+
+def test_what_was_taken_out_of_a_full_queue_is_answered_for_even_if_batches_become_faster_meanwhile(gated):
+    classify, gate = gated(max_queue=2)
+    running = classify.submit(RED)
+    assert gate.entered.wait(20)
+    pace = classify._batcher._pace
+    pace.seconds = 60.0
+    waiting = [classify.submit(RED, deadline_ms=50) for _ in range(2)]
+    time.sleep(0.03)  # half of the deadline is over: 60 seconds are too many
+    waiting[0].add_done_callback(lambda _: setattr(pace, "seconds", 0.0))
+    last = classify.submit(GREEN)
+    assert all(isinstance(f.exception(5), DeadlineExceeded) for f in waiting)
+    gate.open.set()
+    assert [running.result(20).label, last.result(20).label] == ["red", "green"]
+
+
+def test_a_batch_that_forms_begins_earlier_when_batches_turn_out_slow():
+    """Two workers: the first's batch lasts, and the second's has to begin that much before its deadline."""
+    batcher = Batcher(
+        lambda pictures: time.sleep(0.4) or [Prediction("red", 1.0, np.ones(1, np.float32), ("red",))] * len(pictures),
+        Batching(workers=2, max_batch=2, max_wait_ms=20_000),
+        Meters(),
+    )
+    try:
+        first = [batcher.submit(RED, None) for _ in range(2)]
+        lonely = batcher.submit(RED, 1_500)
+        assert [f.result(20).label for f in (*first, lonely)] == ["red"] * 3
+    finally:
+        batcher.close()
+
+
+def test_what_batches_take_is_learned_from_the_second_on():
+    pace = _Pace()
+    for seconds, expected in ((3.0, 3.0), (0.1, 0.1), (0.2, 0.12)):
+        pace.learn(seconds)
+        assert pace.seconds == pytest.approx(expected)
 
 
 def test_a_lonely_request_is_begun_before_its_deadline(gated):
