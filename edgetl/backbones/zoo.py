@@ -86,7 +86,12 @@ class _StorageOnMeta(TorchFunctionMode):
 
 
 def skeleton(name: str, num_classes: int | None = None) -> nn.Module:
-    """Builds the same network as `full_model` without memory for its weights (the meta device)."""
+    """Builds the same network as `full_model` without memory for its weights (the meta device).
+
+    A function of the user's may load weights, which that device refuses: its network is built as it is, then emptied.
+    """
+    if ":" in name:
+        return full_model(name).to("meta")
     with _StorageOnMeta():
         return full_model(name, num_classes).to("meta")
 

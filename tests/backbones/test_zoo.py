@@ -103,14 +103,23 @@ def test_unknown_names_are_told_with_what_is_near(name, message):
 
 def test_a_function_of_the_user_gives_a_backbone(tmp_path, monkeypatch):
     (tmp_path / "mine_nets.py").write_text(
+        "import torch\n"
         "from torch import nn\n"
         "def plain():\n"
         "    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
         "    return nn.Sequential(body, nn.Linear(8, 4))\n"
+        "def loaded():\n"
+        "    network = plain()\n"
+        "    network.load_state_dict(torch.load('mine.pth', weights_only=True))\n"
+        "    return network\n"
     )
     monkeypatch.chdir(tmp_path)
     extractor = feature_extractor(full_model("mine_nets:plain"))
     assert feature_shape(extractor, PreprocessSpec(size=(16, 16), resize_to=16)) == (8, 1, 1)
+    torch.save(full_model("mine_nets:plain").state_dict(), "mine.pth")
+    empty = feature_extractor(skeleton("mine_nets:loaded"))
+    assert all(p.is_meta for p in empty.parameters())
+    assert feature_shape(empty, PreprocessSpec(size=(16, 16), resize_to=16)) == (8, 1, 1)
 
 
 def test_a_users_network_is_taken_whole_whatever_its_attributes_are_called(tmp_path, monkeypatch):
