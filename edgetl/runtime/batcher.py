@@ -27,12 +27,17 @@ _MARGIN_S = 0.05
 _NEWEST = 0.2  # weight of the last batch in what the next one is expected to take
 
 
-@dataclass
+@dataclass(eq=False)
 class _Request:
     picture: Picture
     future: Future[Prediction]
     since: float
     until: float | None
+
+    @property
+    def half(self) -> float:
+        """Half of the deadline, seconds: the longest that a batch with it should take."""
+        return math.inf if self.until is None else (self.until - self.since) / 2
 
     def latest_start(self, takes: float) -> float:
         """Returns when it has to be begun to be answered in time, if a batch takes so many seconds.
@@ -40,13 +45,13 @@ class _Request:
         What takes longer than half of the deadline is begun within the first half, if at all: whoever is in too much
         of a hurry still gets answers from an engine that is idle.
         """
-        return math.inf if self.until is None else self.until - min(takes, (self.until - self.since) / 2)
+        return math.inf if self.until is None else self.until - min(takes, self.half)
 
     def waits_until(self, takes: float) -> float:
         """Returns when it no longer waits for others."""
         if self.until is None:
             return math.inf
-        return self.latest_start(takes) - min(_MARGIN_S, (self.until - self.since) / 4)
+        return self.latest_start(takes) - min(_MARGIN_S, self.half / 2)
 
     def is_over(self, takes: float) -> bool:
         """Whether nobody waits for it any more, or not for as long as it would take."""
@@ -54,15 +59,15 @@ class _Request:
 
 
 class _Pace:
-    """What a batch is expected to take, seconds: a moving average. The first is slow, and the second replaces it."""
+    """What a picture of a batch takes, seconds: a moving average. The first batch is slow, the second replaces it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._batches = 0
 
-    def learn(self, seconds: float) -> None:
+    def learn(self, seconds: float, pictures: int) -> None:
         self._batches += 1
-        self.seconds += (1.0 if self._batches <= 2 else _NEWEST) * (seconds - self.seconds)
+        self.seconds += (1.0 if self._batches <= 2 else _NEWEST) * (seconds / pictures - self.seconds)
 
 
 class Batcher:
@@ -107,13 +112,13 @@ class Batcher:
         now = time.perf_counter()
         until = None if deadline_ms is None else now + deadline_ms / 1e3
         request = _Request(picture, Future(), now, until)
-        over: list[_Request] = []
+        over: set[_Request] = set()
         with self._changed:
             if self._closed:
                 raise EngineError("this classifier is closed; call edgetl.load again")
             if len(self._waiting) >= self._settings.max_queue:
-                left, over = self._sorted(len(self._waiting))
-                self._waiting.extend(left)
+                over = {r for r in self._waiting if r.is_over(self._takes)}
+                self._waiting = deque(r for r in self._waiting if r not in over)
             taken = len(self._waiting) < self._settings.max_queue
             if taken:
                 self._waiting.append(request)
@@ -124,13 +129,28 @@ class Batcher:
         self._meters.count("overloaded")
         raise Overloaded(f"{self._settings.max_queue} requests wait already; try again later, or raise max_queue")
 
-    def _sorted(self, most: int) -> tuple[list[_Request], list[_Request]]:
-        """Takes requests from the queue: up to so many that are wanted, and those before them that no longer are."""
+    @property
+    def _takes(self) -> float:
+        """Seconds that a full batch is expected to take."""
+        return self._pace.seconds * self._settings.max_batch
+
+    def _batch(self) -> tuple[list[_Request], list[_Request]]:
+        """Takes from the queue what makes a batch, and what is before it and no longer wanted.
+
+        A batch has no more pictures than are expected to take half of the shortest deadline in it.
+        """
         wanted: list[_Request] = []
         over: list[_Request] = []
-        while self._waiting and len(wanted) < most:
-            request = self._waiting.popleft()
-            (over if request.is_over(self._pace.seconds) else wanted).append(request)
+        shortest = math.inf
+        while self._waiting and len(wanted) < self._settings.max_batch:
+            request = self._waiting[0]
+            if request.is_over(self._takes):
+                over.append(self._waiting.popleft())
+                continue
+            shortest = min(shortest, request.half)
+            if wanted and self._pace.seconds * (len(wanted) + 1) > shortest:
+                break
+            wanted.append(self._waiting.popleft())
         return wanted, over
 
     def _refuse(self, over: Iterable[_Request]) -> None:
@@ -139,7 +159,7 @@ class Batcher:
             if not self._begins(request):
                 continue
             self._meters.count("deadlines_exceeded")
-            waited, takes = (time.perf_counter() - request.since) * 1e3, self._pace.seconds * 1e3
+            waited, takes = (time.perf_counter() - request.since) * 1e3, min(self._takes, request.half) * 1e3
             request.future.set_exception(
                 DeadlineExceeded(
                     f"waited for {waited:.0f} ms: an answer, which takes some {takes:.0f} ms, would be too late"
@@ -204,13 +224,13 @@ class Batcher:
             while len(self._waiting) < settings.max_batch and not self._closed:
                 until = min(
                     self._waiting[0].since + settings.max_wait_ms / 1e3,
-                    *(r.waits_until(self._pace.seconds) for r in self._waiting),
+                    *(r.waits_until(self._takes) for r in self._waiting),
                 )
                 left = until - time.perf_counter()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            taken, over = self._sorted(settings.max_batch)
+            taken, over = self._batch()
         self._refuse(over)
         return [request for request in taken if self._begins(request)]
 
@@ -223,7 +243,7 @@ class Batcher:
         now = time.perf_counter()
         if any(isinstance(answer, Prediction) for answer in answers):
             with self._changed:
-                self._pace.learn(now - begun)
+                self._pace.learn(now - begun, len(batch))
                 self._changed.notify_all()  # a batch that forms may have to begin earlier
         self._meters.observe("batch_pictures", len(batch))
         for request, answer in zip(batch, answers, strict=True):

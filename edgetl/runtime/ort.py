@@ -86,6 +86,7 @@ class OrtSession:
             )
         except Exception as error:  # onnxruntime raises its own classes, unrelated to each other
             raise EngineError(f"{name}: ONNX Runtime refuses it ({_first_line(error)})") from None
+        self._session._model_bytes = None  # kept by ONNX Runtime for the fallback that is turned off: the whole graph
         got = self._session.get_providers()[0]
         if got != wanted:  # ONNX Runtime takes the CPU without a word where a provider does not start
             raise EngineError(f"{name}: asked for {wanted}, ONNX Runtime took {got}; edgetl doctor says what it lacks")

@@ -202,10 +202,23 @@ def test_a_batch_that_forms_begins_earlier_when_batches_turn_out_slow():
         batcher.close()
 
 
+def test_a_batch_is_no_longer_than_half_the_shortest_deadline_in_it(gated):
+    classify, gate = gated(max_batch=8)
+    running = classify.submit(RED)
+    assert gate.entered.wait(20)
+    pace = classify._batcher._pace
+    pace.seconds, pace.learn = 5.0, lambda *_: None
+    hurried = [classify.submit(RED, deadline_ms=30_000) for _ in range(4)]
+    patient = [classify.submit(GREEN) for _ in range(3)]
+    gate.open.set()
+    assert [f.result(20).label for f in (running, *hurried, *patient)] == ["red"] * 5 + ["green"] * 3
+    assert gate.sizes == [1, 3, 3, 1]  # the fourth of the hurried goes with two of the patient
+
+
 def test_what_batches_take_is_learned_from_the_second_on():
     pace = _Pace()
-    for seconds, expected in ((3.0, 3.0), (0.1, 0.1), (0.2, 0.12)):
-        pace.learn(seconds)
+    for seconds, pictures, expected in ((3.0, 1, 3.0), (0.4, 4, 0.1), (0.2, 1, 0.12)):
+        pace.learn(seconds, pictures)
         assert pace.seconds == pytest.approx(expected)
 
 
