@@ -117,7 +117,8 @@ class Batcher:
             if self._closed:
                 raise EngineError("this classifier is closed; call edgetl.load again")
             if len(self._waiting) >= self._settings.max_queue:
-                over = {r for r in self._waiting if r.is_over(self._takes)}
+                takes = self._takes
+                over = {r for r in self._waiting if r.is_over(takes)}
                 self._waiting = deque(r for r in self._waiting if r not in over)
             taken = len(self._waiting) < self._settings.max_queue
             if taken:
@@ -131,8 +132,8 @@ class Batcher:
 
     @property
     def _takes(self) -> float:
-        """Seconds that a full batch is expected to take."""
-        return self._pace.seconds * self._settings.max_batch
+        """Seconds that the next batch is expected to take."""
+        return self._pace.seconds * max(1, min(len(self._waiting), self._settings.max_batch))
 
     def _batch(self) -> tuple[list[_Request], list[_Request]]:
         """Takes from the queue what makes a batch, and what is before it and no longer wanted.
@@ -141,10 +142,10 @@ class Batcher:
         """
         wanted: list[_Request] = []
         over: list[_Request] = []
-        shortest = math.inf
+        shortest, takes = math.inf, self._takes
         while self._waiting and len(wanted) < self._settings.max_batch:
             request = self._waiting[0]
-            if request.is_over(self._takes):
+            if request.is_over(takes):
                 over.append(self._waiting.popleft())
                 continue
             shortest = min(shortest, request.half)
@@ -222,9 +223,10 @@ class Batcher:
                     return None
                 self._changed.wait()
             while len(self._waiting) < settings.max_batch and not self._closed:
+                takes = self._takes
                 until = min(
                     self._waiting[0].since + settings.max_wait_ms / 1e3,
-                    *(r.waits_until(self._takes) for r in self._waiting),
+                    *(r.waits_until(takes) for r in self._waiting),
                 )
                 left = until - time.perf_counter()
                 if left <= 0:
