@@ -155,7 +155,7 @@ class Batcher:
         return wanted, over
 
     def _refuse(self, over: Iterable[_Request]) -> None:
-        """Tells whoever waits for them; without the lock, since they may do anything then."""
+        """Tells whoever waits for them; without a lock, since they may do anything then."""
         for request in over:
             if not self._begins(request):
                 continue
@@ -208,14 +208,16 @@ class Batcher:
     def _work(self) -> None:
         while True:
             with self._collecting:  # one at a time, or two would share what makes one good batch
-                batch = self._take()
-            if batch is None:
+                taken = self._take()
+            if taken is None:
                 return
-            if batch:
+            wanted, over = taken
+            self._refuse(over)
+            if batch := [request for request in wanted if self._begins(request)]:
                 self._run(batch)
 
-    def _take(self) -> list[_Request] | None:
-        """Waits for a batch; returns None when there will be no more."""
+    def _take(self) -> tuple[list[_Request], list[_Request]] | None:
+        """Waits for a batch, and returns it as `_batch` does; None when there will be no more."""
         settings = self._settings
         with self._changed:
             while not self._waiting:
@@ -232,9 +234,7 @@ class Batcher:
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            taken, over = self._batch()
-        self._refuse(over)
-        return [request for request in taken if self._begins(request)]
+            return self._batch()
 
     def _run(self, batch: list[_Request]) -> None:
         begun = time.perf_counter()
