@@ -135,7 +135,7 @@ def test_a_training_that_stops_ends_its_run_and_repeating_the_probe_shortens_no_
                 raise Interrupted("stopped")
 
     config = FinetuneConfig(
-        backbone="small_cnn", weights="none", head="mlp:8", epochs=3, batch_size=30, augment="none", loggers=("wandb",)
+        backbone="small_cnn", weights="none", epochs=3, batch_size=30, augment="none", loggers=("wandb",)
     )
     out = tmp_path / "run"
     for stage, step, resume in (("tune", 8, False), ("probe", 50, True)):  # in the third epoch, in the 13th

@@ -107,7 +107,7 @@ def test_an_interruption_before_anything_was_saved_leaves_nothing(new_digits, co
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="nothing was worth keeping yet"):
-        finetune(new_digits, dataclasses.replace(config, head="mlp:8"), tmp_path / "run", reporter=Early())
+        finetune(new_digits, dataclasses.replace(config, head_init="zero"), tmp_path / "run", reporter=Early())
     assert not (tmp_path / "run").exists()
 
 
