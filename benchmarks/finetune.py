@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def beside_plain(config: FinetuneConfig, dataset: Dataset, out: Path, *, ours_fi
     return {**found, "pictures_per_s": count / found["seconds"], "plain_pictures_per_s": count / found["plain_seconds"]}
 
 
-def strategy(kit: Path, work: Path, quick: bool, data: str, name: str, seed: int) -> dict[str, Any]:
+def strategy(kit: Path, work: Path, quick: bool, data: str, seed: int, name: str) -> dict[str, Any]:
     """lp-ft for 10 epochs; full for one more, so that it has at least as much time."""
     size = ("--size", "32" if quick else "96") if data == "cifar10_jpeg" else ()
     source = few(kit, work) if quick else kit / data
@@ -361,18 +362,15 @@ def plan(kit: Path, work: Path, quick: bool) -> list[tuple[str, str, Callable[[]
         print("gpu: left out, there is none here", flush=True)
     for data in ("cifar10_jpeg",) if quick else ("cifar10_jpeg", "grocery20"):
         for seed in SEEDS[:1] if quick else SEEDS:
-            how = lambda d=data, s=seed: side_by_side(  # noqa: E731
-                lambda name: strategy(kit, work, quick, d, name, s), ("lp-ft", "full")
-            )
-            steps.append(("strategies", f"{data} {seed}", how))
+            train = partial(strategy, kit, work, quick, data, seed)
+            steps.append(("strategies", f"{data} {seed}", partial(side_by_side, train, ("lp-ft", "full"))))
     steps.append(("kills", "", lambda: kills(work, quick)))
     steps.append(("select", "", lambda: ranking(kit, work, quick)))
     by_size: dict[int, list[Candidate]] = {}
     for candidate in candidates(kit, quick):
         by_size.setdefault(candidate.size[0], []).append(candidate)
     for side, pair in by_size.items():
-        how = lambda p=pair: side_by_side(lambda c: tuned(kit, work, quick, c), p)  # noqa: E731
-        steps.append(("select", f"at {side}", how))
+        steps.append(("select", f"at {side}", partial(side_by_side, partial(tuned, kit, work, quick), pair)))
     return steps
 
 

@@ -139,11 +139,11 @@ class Job:
         if probes:  # seconds, and the same each time: a resumed run repeats it
             config = self.config if self.config.lr != "auto" else dataclasses.replace(self.config, lr=None)
             probed = self._solve_probe() if solved else self._probe(config).rows
-        loud = copy.deepcopy(self.network.head.classifier.state_dict())
+        loud = copy.deepcopy(self.network.head.classifier.state_dict()) if solved else None
         if solved and self.ranks.first:
             self._quieten()
         result = self._tune(probed, resume=going_on)
-        if result.diverged and not result.kept_epoch:
+        if loud is not None and result.diverged and not result.kept_epoch:
             self.network.head.classifier.load_state_dict(loud)  # what is kept is the probe, which should be sure
         return Outcome(probed + result.rows, len(probed) + result.kept_epoch, result.diverged)
 

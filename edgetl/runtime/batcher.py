@@ -160,11 +160,9 @@ class Batcher:
             if not self._begins(request):
                 continue
             self._meters.count("deadlines_exceeded")
-            waited, takes = (time.perf_counter() - request.since) * 1e3, min(self._takes, request.half) * 1e3
+            waited, deadline = (time.perf_counter() - request.since) * 1e3, 2e3 * request.half
             request.future.set_exception(
-                DeadlineExceeded(
-                    f"waited for {waited:.0f} ms: an answer, which takes some {takes:.0f} ms, would be too late"
-                )
+                DeadlineExceeded(f"waited for {waited:.0f} of {deadline:.0f} ms: an answer would come too late")
             )
 
     def _begins(self, request: _Request) -> bool:
