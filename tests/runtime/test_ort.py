@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,10 @@ def one_node(kind: str, element: int, shape: list[object], output: str = "logits
         [helper.make_tensor_value_info(output, element, shape)],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture
@@ -73,6 +79,16 @@ def test_inputs_that_do_not_fit(session, batch, message):
     with pytest.raises(EngineError) as caught:
         session.infer(batch)
     assert str(caught.value) == message
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_closing_gives_memory_back_to_the_system(session):
+    freed = [bytes(60_000) for _ in range(2000)]  # each too small for a mapping of its own
+    kept = freed[-1]
+    freed.clear()
+    before = resident_bytes()
+    session.close()
+    assert before - resident_bytes() > 50 << 20, len(kept)
 
 
 def test_closed_session_refuses(session):
