@@ -195,15 +195,17 @@ def runtime_rows(result: dict[str, Any]) -> str:
 
 
 def learn_rows(result: dict[str, Any]) -> str:
-    """Returns how well new classes are found, and what old ones lose, by the number of pictures."""
+    """Returns how well new classes are found, and what old ones lose, by strategy and number of pictures."""
     lines = [
-        "| pictures of each | new classes | old before | old after | lost, points |",
-        "| --- | --- | --- | --- | --- |",
+        "| the other 17 by | pictures of each | new classes | old before | old after | lost, points |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    for shots in sorted({row["shots"] for row in result["rows"]}):
-        rows = [row for row in result["rows"] if row["shots"] == shots]
+    kinds = dict.fromkeys((row["strategy"], row["shots"]) for row in result["rows"])
+    for strategy, shots in kinds:
+        rows = [row for row in result["rows"] if (row["strategy"], row["shots"]) == (strategy, shots)]
         new, before, after = (mean(row[key] for row in rows) for key in ("new", "old_before", "old_after"))
-        lines.append(f"| {shots} | {new:.1%} | {before:.1%} | {after:.1%} | {100 * (before - after):.1f} |")
+        lost = 100 * (before - after)
+        lines.append(f"| {strategy} | {shots} | {new:.1%} | {before:.1%} | {after:.1%} | {lost:.1f} |")
     return "\n".join(lines)
 
 

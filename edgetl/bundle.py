@@ -7,7 +7,7 @@
       model.fp32.onnx ...           single files that any ONNX tool opens
       calibration.json              ranges per tensor (with INT8)
       latency.json                  raw samples of the export's own timing (with INT8)
-      exemplars.npy                 embeddings of some training pictures, for learning on the device
+      exemplars.npy                 embeddings of some pictures, for learning on the device
       labels.txt                    one label a line
       manifest.sig                  an Ed25519 signature, where somebody signed it
 """

@@ -68,8 +68,9 @@ class ExportConfig:
             have no label. None rejects nothing.
         unknown: Folder of pictures of none of the classes, to find that out with; without it each class plays it in
             turn.
-        exemplars: Training pictures of each class whose embeddings go into the bundle, so that a device can learn
-            further classes; at most 1000 in all, 0 for none.
+        exemplars: Pictures of each class whose embeddings go into the bundle, so that a device can learn further
+            classes; at most 1000 in all, 0 for none. Half of them are validation pictures where there are so many: a
+            network knows those it was trained on too well.
     """
 
     int8: bool = False
@@ -277,12 +278,13 @@ class _Job:
         )
 
     def _write_exemplars(self, graph: OnnxModel) -> list[int] | None:
-        """Writes embeddings of some training pictures, and returns how many of each class, or None for none."""
+        """Writes embeddings of some pictures, and returns how many of each class, or None for none."""
         from edgetl.runtime.ort import OrtSession
 
         classes = len(self.spec.labels)
         wanted = min(self.config.exemplars * classes, max(classes, _MOST_EXEMPLARS))
-        items = calibration_sample(self.dataset.split("train"), wanted)
+        unseen = calibration_sample(self._val(), min(wanted // 2, wanted - classes))
+        items = unseen + calibration_sample(self.dataset.split("train"), wanted - len(unseen))
         labels = label_indices(self.spec, self.dataset, items)
         if not self.gated or labels is None or len(set(labels.tolist())) < classes:
             return None

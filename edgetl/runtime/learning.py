@@ -1,8 +1,8 @@
 """Classes that a device learns from a handful of pictures, with numpy alone.
 
-The bundle brings embeddings of some of the pictures it was trained on. They tell how pictures of one class differ: in
-the space in which those differences are equally large in all directions, a new picture belongs to the class whose mean
-lies in its direction (a prototype, Snell et al. 2017; whitened by the within-class scatter, as in linear discriminant
+The bundle brings embeddings of pictures, half of which nobody trained on. They tell how pictures of one class differ:
+in the space in which those differences are equally large in all directions, a new picture belongs to the class whose
+mean lies in its direction (a prototype, Snell et al. 2017; whitened by the within-class scatter, as in linear discriminant
 analysis). Between the old classes the network decides as before. A new class wins where its prototype is nearer than
 that of any old class by a margin which the old pictures themselves hardly ever reach, so that they are not lost.
 """
@@ -27,7 +27,7 @@ Array = NDArray[np.float32]
 _SHRINKAGE = 0.3
 _DIRECTIONS = 256  # in which pictures of one class differ most; the others are taken as equal
 # Share of the old pictures that a new class may take from the others.
-_TAKEN = 0.005
+_TAKEN = 0.01
 # Logits for a cosine of 1: where one picture alone tells nothing, and at the most.
 _SHARPNESS = 30.0
 _SHARPEST = 100.0

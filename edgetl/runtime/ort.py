@@ -27,6 +27,7 @@ PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
 }
 
+
 def has_provider(name: str) -> bool:
     """Tells whether the installed ONNX Runtime was built with a provider: ``cpu``, ``cuda`` or ``tensorrt``."""
     return PROVIDERS[name] in require("onnxruntime", "cpu").get_available_providers()
