@@ -283,7 +283,7 @@ class _Job:
 
         classes = len(self.spec.labels)
         wanted = min(self.config.exemplars * classes, max(classes, _MOST_EXEMPLARS))
-        unseen = calibration_sample(self._val(), min(wanted // 2, wanted - classes))
+        unseen = calibration_sample(self._val(), max(0, min(wanted // 2, wanted - classes)))
         items = unseen + calibration_sample(self.dataset.split("train"), wanted - len(unseen))
         labels = label_indices(self.spec, self.dataset, items)
         if not self.gated or labels is None or len(set(labels.tolist())) < classes:

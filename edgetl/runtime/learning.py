@@ -2,9 +2,10 @@
 
 The bundle brings embeddings of pictures, half of which nobody trained on. They tell how pictures of one class differ:
 in the space in which those differences are equally large in all directions, a new picture belongs to the class whose
-mean lies in its direction (a prototype, Snell et al. 2017; whitened by the within-class scatter, as in linear discriminant
-analysis). Between the old classes the network decides as before. A new class wins where its prototype is nearer than
-that of any old class by a margin which the old pictures themselves hardly ever reach, so that they are not lost.
+mean lies in its direction (a prototype, Snell et al. 2017; whitened by the within-class scatter, as in linear
+discriminant analysis). Between the old classes the network decides as before. A new class wins where its prototype is
+nearer than that of any old class by a margin which the old pictures themselves hardly ever reach, so that they are not
+lost.
 """
 
 from __future__ import annotations
