@@ -280,8 +280,9 @@ def test_pictures_of_none_of_the_classes_get_no_label(given, transfer_run, new_d
     unknown.mkdir()
     for item in digits.split("val")[::4]:  # digits 0 to 4, which the model has not learned
         shutil.copy(item.path, unknown / f"{item.sha256[:8]}.png")
-    config = ExportConfig(fp16=False, false_accept=0.5, unknown=unknown if given else None)
+    config = ExportConfig(fp16=False, false_accept=0.5, unknown=unknown if given else None, exemplars=0)
     bundle = export_run(transfer_run, new_digits, config, tmp_path / "b.edgetl", reporter=Recorder())
+    assert not (bundle.root / "exemplars.npy").exists()
     found = bundle.manifest["proof"]["confidence"]["fp32"]["unknown"]
     assert found["source"] == ("pictures" if given else "classes left out")
     with edgetl.load(bundle) as classify:
