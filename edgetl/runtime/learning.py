@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgetl.preprocess import Picture, decode, preprocess
 from edgetl.spec import PreprocessSpec
 
-__all__ = ["Learned", "fit_learned", "views"]
+__all__ = ["Known", "Learned", "fit_learned", "views"]
 
 Array = NDArray[np.float32]
 
@@ -81,6 +81,39 @@ class _Space:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What the old classes' exemplars say, whatever will be learned.
+
+    Attributes:
+        space: Fitted to all of them.
+        left_out: Some of the exemplars (n, D), of length 1, each time with a space that was fitted to the others: one's
+            own scatter flatters.
+    """
+
+    space: _Space
+    left_out: tuple[tuple[_Space, Array], ...]
+
+    @classmethod
+    def fitted(cls, exemplars: Array, counts: tuple[int, ...]) -> Known:
+        """Fits it to embeddings (M, D), sorted by class, and how many of each class there are."""
+        groups = np.repeat(np.arange(len(counts)), counts)
+        known = _unit(exemplars)
+        turn = np.concatenate([np.arange(count) for count in counts]) % _FOLDS
+        turn[np.asarray(counts)[groups] == 1] = -1  # the only one of its class cannot be spared
+        left_out = tuple(
+            (_Space.fitted(known[turn != fold], groups[turn != fold]), known[turn == fold])
+            for fold in range(_FOLDS)
+            if (turn == fold).any()
+        )
+        return cls(_Space.fitted(known, groups), left_out)
+
+    def leads(self, means: Array) -> Array:
+        """Returns by how much exemplars (N,) are nearer to one of the new classes' means (K, D) than to any old one."""
+        found = [space.leads(points, means).max(axis=1) for space, points in self.left_out]
+        return np.concatenate(found or [np.zeros(1, np.float32)])
+
+
+@dataclass(frozen=True)
 class Learned:
     """Classes added to a model.
 
@@ -129,24 +162,20 @@ def views(picture: Picture, spec: PreprocessSpec) -> list[NDArray[np.uint8]]:
     return [whole, np.ascontiguousarray(whole[:, ::-1]), preprocess(image.crop((x, y, width - x, height - y)), spec)]
 
 
-def fit_learned(exemplars: Array, counts: tuple[int, ...], support: Mapping[str, Array]) -> Learned:
+def fit_learned(known: Known, support: Mapping[str, Array]) -> Learned:
     """Returns classes learned from embeddings.
 
     Args:
-        exemplars: (M, D), of the old classes, sorted by class.
-        counts: How many of each old class there are.
+        known: Of the old classes.
         support: By name, embeddings (n, D) of each new class.
     """
-    groups = np.repeat(np.arange(len(counts)), counts)
-    known = _unit(exemplars)
-    space = _Space.fitted(known, groups)
     new = [_unit(points) for points in support.values()]
     means = np.stack([points.mean(axis=0) for points in new])
-    leads_old = _leads_of_old(known, groups, counts, means)
+    leads_old = known.leads(means)
     margin = max(0.0, float(np.quantile(leads_old, 1 - _TAKEN, method="higher")))
-    leads_new = np.concatenate([_leads_of_new(points, space) for points in new])
+    leads_new = np.concatenate([_leads_of_new(points, known.space) for points in new])
     sharpness = _sharpness(leads_old - margin, leads_new - margin)
-    return Learned(tuple(support), dict(support), space, means, margin, sharpness)
+    return Learned(tuple(support), dict(support), known.space, means, margin, sharpness)
 
 
 def _unit(points: Array) -> Array:
@@ -170,21 +199,6 @@ def _scatter(residuals: Array, freedom: int) -> tuple[Array, Array]:
     floor = _SHRINKAGE * mean_variance
     damping = 1 - np.sqrt(floor / ((1 - _SHRINKAGE) * np.maximum(values, 0) / freedom + floor))
     return vectors.astype(np.float32), damping.astype(np.float32)
-
-
-def _leads_of_old(known: Array, groups: NDArray[np.intp], counts: tuple[int, ...], means: Array) -> Array:
-    """Returns by how much old pictures are nearer to a new class than to any old one (N,).
-
-    Each is judged in a space that was fitted without it: one's own scatter flatters.
-    """
-    turn = np.concatenate([np.arange(count) for count in counts]) % _FOLDS
-    turn[np.asarray(counts)[groups] == 1] = -1  # the only one of its class cannot be spared
-    found = [
-        _Space.fitted(known[turn != fold], groups[turn != fold]).leads(known[turn == fold], means).max(axis=1)
-        for fold in range(_FOLDS)
-        if (turn == fold).any()
-    ]
-    return np.concatenate(found or [np.zeros(1, np.float32)])
 
 
 def _leads_of_new(points: Array, space: _Space) -> Array:

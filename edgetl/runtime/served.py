@@ -21,7 +21,7 @@ from edgetl.spec import is_label
 if TYPE_CHECKING:  # an app that learns nothing need not import it
     from numpy.typing import NDArray
 
-    from edgetl.runtime.learning import Learned
+    from edgetl.runtime.learning import Known, Learned
 
 __all__ = ["Held", "Served", "default_overlay", "several"]
 
@@ -45,11 +45,12 @@ def several(pictures: Iterable[Picture]) -> Iterable[Picture]:
 
 @dataclass(eq=False, repr=False)
 class Held:
-    """A graph, how many calls use it, and its bundle's exemplars once they were read; kept by the classifier."""
+    """A graph, how many calls use it, and its bundle's exemplars once they were needed; kept by the classifier."""
 
     session: Session
     users: int = 0
     exemplars: tuple[NDArray[np.float32], tuple[int, ...]] | None = None
+    known: Known | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -124,9 +125,11 @@ class Served:
         """
         if not support:
             return replace(self, learned=None)
-        from edgetl.runtime.learning import fit_learned
+        from edgetl.runtime.learning import Known, fit_learned
 
-        return replace(self, learned=fit_learned(*self.exemplars(), support))
+        if self.held.known is None:
+            self.held.known = Known.fitted(*self.exemplars())
+        return replace(self, learned=fit_learned(self.held.known, support))
 
     def exemplars(self) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """Returns the bundle's exemplars, read once: another bundle may have been put in its place since.

@@ -20,7 +20,7 @@ from tiny import TINY_LABELS, tiny_graph, write_tiny_bundle
 import edgetl
 from edgetl.bundle import open_bundle
 from edgetl.errors import BundleError, EngineError, InputError, PictureError
-from edgetl.runtime.learning import fit_learned
+from edgetl.runtime.learning import Known, fit_learned
 from edgetl.runtime.overlay import write_overlay
 from edgetl.signing import make_keys, sign_bundle
 
@@ -87,7 +87,7 @@ def test_several_classes_more_pictures_and_forgetting(classify):
 def test_decisions_between_old_classes_are_untouched(root):
     bundle = open_bundle(root)
     exemplars, counts = bundle.exemplars()
-    learned = fit_learned(exemplars, counts, {"x": np.array([[220.0, 220.0, 20.0]] * 3, np.float32)})
+    learned = fit_learned(Known.fitted(exemplars, counts), {"x": np.array([[220.0, 220.0, 20.0]] * 3, np.float32)})
     rng = np.random.default_rng(0)
     embedding, logits = rng.uniform(0, 255, (200, 3)).astype(np.float32), rng.normal(0, 3, (200, 3)).astype(np.float32)
     found = learned.logits(embedding, logits)
