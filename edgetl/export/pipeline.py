@@ -277,8 +277,8 @@ class _Job:
             exemplars=self._write_exemplars(graph),
         )
 
-    def _write_exemplars(self, graph: OnnxModel) -> list[int] | None:
-        """Writes embeddings of some pictures, and returns how many of each class, or None for none."""
+    def _write_exemplars(self, graph: OnnxModel) -> dict[str, list[int]] | None:
+        """Writes embeddings of some pictures, and returns what the manifest says of them, or None for none."""
         from edgetl.runtime.ort import OrtSession
 
         classes = len(self.spec.labels)
@@ -288,6 +288,10 @@ class _Job:
         labels = label_indices(self.spec, self.dataset, items)
         if not self.gated or labels is None or len(set(labels.tolist())) < classes:
             return None
+        counted = {
+            "counts": np.bincount(labels, minlength=classes).tolist(),
+            "unseen": np.bincount(labels[: len(unseen)], minlength=classes).tolist(),
+        }
         items = tuple(items[i] for i in np.argsort(labels, kind="stable"))
         rows: list[NDArray[np.float32]] = []
         with OrtSession(graph.path, self.spec) as session:
@@ -299,7 +303,7 @@ class _Job:
             return None
         with (self.folder / EXEMPLARS).open("wb") as file:
             np.save(file, embeddings, allow_pickle=False)
-        return [int(count) for count in np.bincount(labels, minlength=classes)]
+        return counted
 
     def _provenance(self, origin: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:
         opened = self.dataset.source

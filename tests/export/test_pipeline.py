@@ -55,8 +55,8 @@ def test_the_bundle_holds_every_variant_and_verifies(bundle_path):
 def test_half_of_the_exemplars_are_pictures_that_nobody_trained_on(bundle_path, new_digits):
     """15 of 30; of the training pictures there are but 12 of each class."""
     bundle = open_bundle(bundle_path)
-    exemplars, counts = bundle.exemplars()
-    assert counts == (27,) * 5
+    exemplars, counts, unseen = bundle.exemplars()
+    assert (counts, unseen) == ((27,) * 5, (15,) * 5)
     with OrtSession(bundle.read(bundle.variant("fp32")), bundle.spec) as session:
         for split, count in (("val", 15), ("train", 12)):
             items = sorted(calibration_sample(new_digits.split(split), 5 * count), key=lambda item: item.label)

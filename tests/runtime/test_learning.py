@@ -86,15 +86,15 @@ def test_several_classes_more_pictures_and_forgetting(classify):
 
 def test_decisions_between_old_classes_are_untouched(root):
     bundle = open_bundle(root)
-    exemplars, counts = bundle.exemplars()
-    learned = fit_learned(Known.fitted(exemplars, counts), {"x": np.array([[220.0, 220.0, 20.0]] * 3, np.float32)})
+    exemplars = bundle.exemplars()
+    learned = fit_learned(Known.fitted(exemplars), {"x": np.array([[220.0, 220.0, 20.0]] * 3, np.float32)})
     rng = np.random.default_rng(0)
     embedding, logits = rng.uniform(0, 255, (200, 3)).astype(np.float32), rng.normal(0, 3, (200, 3)).astype(np.float32)
     found = learned.logits(embedding, logits)
     np.testing.assert_array_equal(found[:, :3], logits)
     assert np.isfinite(found).all()
     # Of the pictures it was fitted with, hardly any old one goes over.
-    own = learned.logits(exemplars, np.zeros((len(exemplars), 3), np.float32))
+    own = learned.logits(exemplars.embeddings, np.zeros((len(exemplars.embeddings), 3), np.float32))
     assert (own[:, 3] > 0).mean() <= 0.02
 
 
