@@ -339,17 +339,17 @@ def checks_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             check("kills: checkpoints damaged", row["damaged"], 0),
             check("kills: results different", row["different"], 0),
         ]
-    reached: dict[str, list[float]] = {}
+    reached: dict[str, dict[int, float]] = {}
     for row in by["select"]:
         if "candidate" in row:
-            reached.setdefault(row["candidate"], []).append(row["top1"])
+            reached.setdefault(row["candidate"], {})[row["seed"]] = row["top1"]
     for row in by["select"]:
         names = [c["name"] for c in row.get("candidates", ())]
-        if len(names) > 2 and all(len(reached.get(name, ())) == len(SEEDS) for name in names):
+        if len(names) > 2 and all(reached.get(name, {}).keys() == set(SEEDS) for name in names):
             from scipy.stats import spearmanr
 
             told = [c["probe_top1"] for c in row["candidates"]]
-            correlation = float(spearmanr(told, [np.mean(reached[name]) for name in names]).statistic)
+            correlation = float(spearmanr(told, [np.mean(list(reached[name].values())) for name in names]).statistic)
             found.append(check("select: rank correlation with fine-tuning", correlation, 0.7, at_least=True))
     return found
 

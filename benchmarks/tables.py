@@ -195,17 +195,15 @@ def runtime_rows(result: dict[str, Any]) -> str:
 
 
 def learn_rows(result: dict[str, Any]) -> str:
-    """Returns how well new classes are found, and what old ones lose, by strategy and number of pictures."""
+    """Returns how well new classes are found, and what old ones lose, by the number of pictures."""
     lines = [
-        "| the other 17 by | pictures of each | new classes | old before | old after | lost, points |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| pictures of each | new classes | old before | old after | lost, points |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    kinds = dict.fromkeys((row["strategy"], row["shots"]) for row in result["rows"])
-    for strategy, shots in kinds:
-        rows = [row for row in result["rows"] if (row["strategy"], row["shots"]) == (strategy, shots)]
+    for shots in sorted({row["shots"] for row in result["rows"]}):
+        rows = [row for row in result["rows"] if row["shots"] == shots]
         new, before, after = (mean(row[key] for row in rows) for key in ("new", "old_before", "old_after"))
-        lost = 100 * (before - after)
-        lines.append(f"| {strategy} | {shots} | {new:.1%} | {before:.1%} | {after:.1%} | {lost:.1f} |")
+        lines.append(f"| {shots} | {new:.1%} | {before:.1%} | {after:.1%} | {100 * (before - after):.1f} |")
     return "\n".join(lines)
 
 

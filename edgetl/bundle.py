@@ -7,7 +7,7 @@
       model.fp32.onnx ...           single files that any ONNX tool opens
       calibration.json              ranges per tensor (with INT8)
       latency.json                  raw samples of the export's own timing (with INT8)
-      exemplars.npy                 embeddings of some pictures, for learning on the device
+      exemplars.npy                 embeddings of some training pictures, for learning on the device
       labels.txt                    one label a line
       manifest.sig                  an Ed25519 signature, where somebody signed it
 """
@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgetl.errors import BundleError, InputError, SpecError
 from edgetl.files import open_regular
@@ -38,7 +38,6 @@ __all__ = [
     "VARIANTS",
     "Bundle",
     "Decision",
-    "Exemplars",
     "Variant",
     "check_free",
     "open_bundle",
@@ -111,20 +110,6 @@ class Decision:
             raise ValueError(f"min_log_odds is {least!r:.40}, it must be a number or null")
 
 
-class Exemplars(NamedTuple):
-    """Embeddings of pictures of a model's classes.
-
-    Attributes:
-        embeddings: (M, D) float32, sorted by class.
-        counts: How many of each class there are.
-        unseen: How many of those, the first of each class, are pictures that nobody trained on.
-    """
-
-    embeddings: NDArray[np.float32]
-    counts: tuple[int, ...]
-    unseen: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle. Opening reads the manifest alone; a graph's hash is checked when it is read.
@@ -179,8 +164,11 @@ class Bundle:
             )
         return data
 
-    def exemplars(self) -> Exemplars:
-        """Returns embeddings of pictures of the model's classes, for `Classifier.learn`.
+    def exemplars(self) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        """Returns embeddings of some of the pictures that the model was trained on, for `Classifier.learn`.
+
+        Returns:
+            (M, D) float32, sorted by class, and how many of each class there are.
 
         Raises:
             BundleError: There are none, or they are damaged.
@@ -194,13 +182,13 @@ class Bundle:
             raise BundleError(f"{self.root}: was exported without exemplars, which learning needs; export it again")
         data = self._content(EXEMPLARS, self.manifest["files"].get(EXEMPLARS, ""), largest=_LARGEST_EXEMPLARS)
         try:
-            counts, unseen = _counts(listed, len(self.spec.labels))
+            counts = _counts(listed, len(self.spec.labels))
             points = table_from_npy(data)
             if len(points) != sum(counts) or not np.isfinite(points).all():
                 raise ValueError(f"has {len(points)} for {sum(counts)} pictures, or some that are not finite")
         except ValueError as error:
             raise BundleError(f"{self.root / EXEMPLARS}: is malformed ({error}); export the bundle again") from None
-        return Exemplars(points.astype(np.float32), counts, unseen)
+        return points.astype(np.float32), counts
 
     def _content(self, name: str, sha256: str, *, size: int | None = None, largest: int = _LARGEST_FILE) -> bytes:
         path = self.root / name
@@ -261,22 +249,14 @@ def _opened(path: Path, size: int | None, largest: int) -> Iterator[BinaryIO]:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from None
 
 
-def _counts(listed: Any, classes: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns how many exemplars of each class there are, and how many of those are unseen."""
-    if not isinstance(listed, dict):
+def _counts(listed: Any, classes: int) -> tuple[int, ...]:
+    """Returns how many exemplars of each class there are."""
+    found = listed.get("counts") if isinstance(listed, dict) else None
+    if not isinstance(found, list) or any(type(count) is not int or count < 1 for count in found):
         raise ValueError("the manifest does not say how many there are")
-    counts, unseen = (_numbers(listed.get(name), classes) for name in ("counts", "unseen"))
-    if not all(count > 0 and few <= count for count, few in zip(counts, unseen, strict=True)):
-        raise ValueError("there is a class without any, or with less than are unseen")
-    return counts, unseen
-
-
-def _numbers(listed: Any, classes: int) -> tuple[int, ...]:
-    if not isinstance(listed, list) or any(type(count) is not int or count < 0 for count in listed):
-        raise ValueError("the manifest does not say how many there are")
-    if len(listed) != classes:
+    if len(found) != classes:
         raise ValueError("not of every class")
-    return tuple(listed)
+    return tuple(found)
 
 
 def write_manifest(
@@ -287,18 +267,9 @@ def write_manifest(
     provenance: Mapping[str, Any],
     proof: Mapping[str, Any],
     decisions: Mapping[str, Decision] | None = None,
-    exemplars: Mapping[str, Sequence[int]] | None = None,
+    exemplars: Sequence[int] | None = None,
 ) -> str:
     """Completes a folder of graphs: writes labels.txt and, last, manifest.json.
-
-    Args:
-        root: The folder.
-        spec: Of the model.
-        variants: The graphs.
-        provenance: What it was made from.
-        proof: What it is worth.
-        decisions: What each variant's logits are worth.
-        exemplars: ``counts`` and ``unseen`` of `Exemplars`, where exemplars.npy is there.
 
     Returns:
         The bundle's digest.
@@ -314,7 +285,7 @@ def write_manifest(
         "provenance": dict(provenance),
         "proof": dict(proof),
         "decisions": {name: vars(decision) for name, decision in (decisions or {}).items()},
-        "exemplars": None if exemplars is None else {name: list(counts) for name, counts in exemplars.items()},
+        "exemplars": None if exemplars is None else {"counts": list(exemplars)},
         "files": files,
     }
     digest = digest_of(manifest)

@@ -488,6 +488,10 @@ def test_calibration_takes_equally_from_every_class():
     assert len(set(sample)) == 30
 
 
+def test_a_large_class_does_not_fill_what_small_ones_leave():
+    assert Counter(i.label for i in calibration_sample(items(100, 50, 2), 60, each=20)) == {0: 20, 1: 20, 2: 2}
+
+
 @pytest.mark.parametrize("count", [1, 7, 64])
 def test_calibration_is_deterministic_and_does_not_know_the_order(count):
     given = items(40, 30)

@@ -90,9 +90,9 @@ def write_tiny_bundle(
     root.mkdir()
     graph = graph or tiny_graph()
     variants = [tiny_variant(root, name, graph, **({} if name == "fp32" else fields)) for name in names]
-    counted = None
+    counts = None
     if exemplars is not None:
-        counted = {"counts": [len(exemplars[label]) for label in labels], "unseen": [0] * len(labels)}
+        counts = [len(exemplars[label]) for label in labels]
         np.save(root / EXEMPLARS, np.vstack([exemplars[label] for label in labels]).astype(np.float16))
     write_manifest(
         root,
@@ -101,7 +101,7 @@ def write_tiny_bundle(
         provenance={"made_by": "tests"},
         proof={},
         decisions=decisions,
-        exemplars=counted,
+        exemplars=counts,
     )
     return root
 

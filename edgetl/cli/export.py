@@ -50,7 +50,7 @@ __all__ = ["export"]
     type=int,
     default=30,
     show_default=True,
-    help="Pictures of each class whose embeddings go along, for learning on the device; 0 for none.",
+    help="Training pictures of each class whose embeddings go along, for learning on the device; 0 for none.",
 )
 @click.option(
     "--keep-fp16",

@@ -133,12 +133,13 @@ def open_dataset(
     return Dataset(printable(name), classes, tuple(items), _digest(classes, items), audit, opened)
 
 
-def calibration_sample(items: Sequence[Item], count: int) -> tuple[Item, ...]:
+def calibration_sample(items: Sequence[Item], count: int, *, each: int | None = None) -> tuple[Item, ...]:
     """Picks pictures for calibration: equally from each class, by content hash, so the choice is stable.
 
     Args:
         items: Where to pick from (the training split); of equal pictures one is taken.
         count: How many; all are taken where there are fewer.
+        each: How many of one class at the most.
 
     Returns:
         The pictures in an order that has nothing to do with their classes: any part of them is a sample of the whole.
@@ -147,6 +148,7 @@ def calibration_sample(items: Sequence[Item], count: int) -> tuple[Item, ...]:
     for item in sorted({i.sha256: i for i in items}.values(), key=_calibration_order):
         by_class[item.label].append(item)
     rounds = max((len(v) for v in by_class.values()), default=0)
+    rounds = rounds if each is None else min(rounds, each)
     turns = [sorted((v[r] for v in by_class.values() if r < len(v)), key=_calibration_order) for r in range(rounds)]
     taken = [item for turn in turns for item in turn][:count]
     return tuple(sorted(taken, key=lambda item: _salted(item.sha256, "calibration order")))

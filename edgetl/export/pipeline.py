@@ -68,9 +68,8 @@ class ExportConfig:
             have no label. None rejects nothing.
         unknown: Folder of pictures of none of the classes, to find that out with; without it each class plays it in
             turn.
-        exemplars: Pictures of each class whose embeddings go into the bundle, so that a device can learn further
-            classes; at most 1000 in all, 0 for none. Half of them are validation pictures where there are so many: a
-            network knows those it was trained on too well.
+        exemplars: Training pictures of each class whose embeddings go into the bundle, so that a device can learn
+            further classes; at most 1000 in all, 0 for none.
     """
 
     int8: bool = False
@@ -277,21 +276,16 @@ class _Job:
             exemplars=self._write_exemplars(graph),
         )
 
-    def _write_exemplars(self, graph: OnnxModel) -> dict[str, list[int]] | None:
-        """Writes embeddings of some pictures, and returns what the manifest says of them, or None for none."""
+    def _write_exemplars(self, graph: OnnxModel) -> list[int] | None:
+        """Writes embeddings of some training pictures, and returns how many of each class, or None for none."""
         from edgetl.runtime.ort import OrtSession
 
         classes = len(self.spec.labels)
         wanted = min(self.config.exemplars * classes, max(classes, _MOST_EXEMPLARS))
-        unseen = calibration_sample(self._val(), max(0, min(wanted // 2, wanted - classes)))
-        items = unseen + calibration_sample(self.dataset.split("train"), wanted - len(unseen))
+        items = calibration_sample(self.dataset.split("train"), wanted, each=self.config.exemplars)
         labels = label_indices(self.spec, self.dataset, items)
         if not self.gated or labels is None or len(set(labels.tolist())) < classes:
             return None
-        counted = {
-            "counts": np.bincount(labels, minlength=classes).tolist(),
-            "unseen": np.bincount(labels[: len(unseen)], minlength=classes).tolist(),
-        }
         items = tuple(items[i] for i in np.argsort(labels, kind="stable"))
         rows: list[NDArray[np.float32]] = []
         with OrtSession(graph.path, self.spec) as session:
@@ -303,7 +297,7 @@ class _Job:
             return None
         with (self.folder / EXEMPLARS).open("wb") as file:
             np.save(file, embeddings, allow_pickle=False)
-        return counted
+        return [int(count) for count in np.bincount(labels, minlength=classes)]
 
     def _provenance(self, origin: dict[str, Any], calibration: Calibration | None) -> dict[str, Any]:
         opened = self.dataset.source

@@ -1,11 +1,10 @@
 """Classes that a device learns from a handful of pictures, with numpy alone.
 
-The bundle brings embeddings of pictures, half of which nobody trained on. They tell how pictures of one class differ:
-in the space in which those differences are equally large in all directions, a new picture belongs to the class whose
-mean lies in its direction (a prototype, Snell et al. 2017; whitened by the within-class scatter, as in linear
-discriminant analysis). Between the old classes the network decides as before. A new class wins where its prototype is
-nearer than that of any old class by a margin which old pictures that nobody trained on hardly ever reach, so that they
-are not lost.
+The bundle brings embeddings of some of the pictures it was trained on. They tell how pictures of one class differ: in
+the space in which those differences are equally large in all directions, a new picture belongs to the class whose mean
+lies in its direction (a prototype, Snell et al. 2017; whitened by the within-class scatter, as in linear discriminant
+analysis). Between the old classes the network decides as before. A new class wins where its prototype is nearer than
+that of any old class by a margin which the old pictures themselves hardly ever reach, so that they are not lost.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.bundle import Exemplars
 from edgetl.preprocess import Picture, decode, preprocess
 from edgetl.spec import PreprocessSpec
 
@@ -28,9 +26,8 @@ Array = NDArray[np.float32]
 # Share of the mean variance that every direction has at least: of few pictures the scatter says little.
 _SHRINKAGE = 0.3
 _DIRECTIONS = 256  # in which pictures of one class differ most; the others are taken as equal
-# Share of the old pictures that new classes may take. Of fewer than a hundred no such share is known: there a new class
-# must be the nearest too.
-_TAKEN = 0.01
+# Share of the old pictures that a new class may take from the others.
+_TAKEN = 0.005
 # Logits for a cosine of 1: where one picture alone tells nothing, and at the most.
 _SHARPNESS = 30.0
 _SHARPEST = 100.0
@@ -88,35 +85,30 @@ class Known:
 
     Attributes:
         space: Fitted to all of them.
-        judges: Exemplars (n, D), of length 1, each time with a space that was fitted to the others: one's own scatter
-            flatters.
-        least: Below which no margin is.
+        left_out: Some of the exemplars (n, D), of length 1, each time with a space that was fitted to the others: one's
+            own scatter flatters.
     """
 
     space: _Space
-    judges: tuple[tuple[_Space, Array], ...]
-    least: float
+    left_out: tuple[tuple[_Space, Array], ...]
 
     @classmethod
-    def fitted(cls, exemplars: Exemplars) -> Known:
-        """Fits it to a bundle's exemplars. Those that nobody trained on judge, where they are enough, or else all."""
-        counts = np.array(exemplars.counts)
+    def fitted(cls, exemplars: Array, counts: tuple[int, ...]) -> Known:
+        """Fits it to embeddings (M, D), sorted by class, and how many of each class there are."""
         groups = np.repeat(np.arange(len(counts)), counts)
-        known = _unit(exemplars.embeddings)
-        nth = np.concatenate([np.arange(count) for count in counts])
-        unseen = nth < np.repeat(exemplars.unseen, counts)
-        enough = _TAKEN * unseen.sum() >= 1
-        turn = nth % _FOLDS
-        turn[counts[groups] == 1] = -1  # the only one of its class cannot be spared
-        folds = [(turn == fold, (turn == fold) & (unseen | (not enough))) for fold in range(_FOLDS)]
-        judges = tuple(
-            (_Space.fitted(known[~fold], groups[~fold]), known[judging]) for fold, judging in folds if judging.any()
+        known = _unit(exemplars)
+        turn = np.concatenate([np.arange(count) for count in counts]) % _FOLDS
+        turn[np.asarray(counts)[groups] == 1] = -1  # the only one of its class cannot be spared
+        left_out = tuple(
+            (_Space.fitted(known[turn != fold], groups[turn != fold]), known[turn == fold])
+            for fold in range(_FOLDS)
+            if (turn == fold).any()
         )
-        return cls(_Space.fitted(known, groups), judges, -np.inf if enough else 0.0)
+        return cls(_Space.fitted(known, groups), left_out)
 
     def leads(self, means: Array) -> Array:
-        """Returns by how much the judges (n,) are nearer to one of the new classes' means (K, D) than to an old one."""
-        found = [space.leads(points, means).max(axis=1) for space, points in self.judges]
+        """Returns by how much exemplars (N,) are nearer to one of the new classes' means (K, D) than to any old one."""
+        found = [space.leads(points, means).max(axis=1) for space, points in self.left_out]
         return np.concatenate(found or [np.zeros(1, np.float32)])
 
 
@@ -179,7 +171,7 @@ def fit_learned(known: Known, support: Mapping[str, Array]) -> Learned:
     new = [_unit(points) for points in support.values()]
     means = np.stack([points.mean(axis=0) for points in new])
     leads_old = known.leads(means)
-    margin = max(known.least, float(np.quantile(leads_old, 1 - _TAKEN, method="higher")))
+    margin = max(0.0, float(np.quantile(leads_old, 1 - _TAKEN, method="higher")))
     leads_new = np.concatenate([_leads_of_new(points, known.space) for points in new])
     sharpness = _sharpness(leads_old - margin, leads_new - margin)
     return Learned(tuple(support), dict(support), known.space, means, margin, sharpness)

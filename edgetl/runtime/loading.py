@@ -118,7 +118,7 @@ class _Options:
                 return served
 
         def width() -> int:
-            return int(served.exemplars().embeddings.shape[1])
+            return int(served.exemplars()[0].shape[1])
 
         try:
             support = read_overlay(path, digest, width, self.device_key)

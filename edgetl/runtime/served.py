@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from edgetl.bundle import Bundle, Decision, Exemplars
+from edgetl.bundle import Bundle, Decision
 from edgetl.errors import EngineError, InputError
 from edgetl.preprocess import Picture
 from edgetl.runtime.prediction import Prediction, predictions
@@ -49,7 +49,7 @@ class Held:
 
     session: Session
     users: int = 0
-    exemplars: Exemplars | None = None
+    exemplars: tuple[NDArray[np.float32], tuple[int, ...]] | None = None
     known: Known | None = None
 
 
@@ -128,10 +128,10 @@ class Served:
         from edgetl.runtime.learning import Known, fit_learned
 
         if self.held.known is None:
-            self.held.known = Known.fitted(self.exemplars())
+            self.held.known = Known.fitted(*self.exemplars())
         return replace(self, learned=fit_learned(self.held.known, support))
 
-    def exemplars(self) -> Exemplars:
+    def exemplars(self) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """Returns the bundle's exemplars, read once: another bundle may have been put in its place since.
 
         Raises:
@@ -156,7 +156,7 @@ class Served:
 
     def _embedding(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Returns the embeddings (N, D) among a graph's outputs."""
-        width = self.exemplars().embeddings.shape[1]
+        width = self.exemplars()[0].shape[1]
         found = outputs.get("embedding")
         if found is None or found.shape[1:] != (width,):
             has = 'has no output "embedding"' if found is None else f"answers with embeddings {found.shape}"
