@@ -21,7 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def figure(value: float) -> str:
     """Returns a number with three significant digits."""
-    return f"{value:.3g}"
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def checks_table(result: dict[str, Any]) -> str:
