@@ -1,8 +1,8 @@
 """What a device has learned, as a small file beside the bundle that it belongs to.
 
 ``{"format_version", "bundle", "classes": [{"label", "pictures", "embeddings"}], "hmac"}``: the bundle's digest, and the
-embeddings of the pictures as base64 of float16. The classes are fitted anew from them. With a device
-key (a secret of this one device, never the one that signs bundles) the file is authenticated: HMAC-SHA256, RFC 2104.
+embeddings of the pictures as base64 of float16. The classes are fitted anew from them. With a device key (a secret of
+this one device, never the one that signs bundles) the file is authenticated: HMAC-SHA256, RFC 2104.
 """
 
 from __future__ import annotations
