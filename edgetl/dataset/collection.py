@@ -147,8 +147,7 @@ def calibration_sample(items: Sequence[Item], count: int, *, each: int | None = 
     by_class: dict[int, list[Item]] = defaultdict(list)
     for item in sorted({i.sha256: i for i in items}.values(), key=_calibration_order):
         by_class[item.label].append(item)
-    rounds = max((len(v) for v in by_class.values()), default=0)
-    rounds = rounds if each is None else min(rounds, each)
+    rounds = max((len(v[:each]) for v in by_class.values()), default=0)
     turns = [sorted((v[r] for v in by_class.values() if r < len(v)), key=_calibration_order) for r in range(rounds)]
     taken = [item for turn in turns for item in turn][:count]
     return tuple(sorted(taken, key=lambda item: _salted(item.sha256, "calibration order")))
