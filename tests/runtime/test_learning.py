@@ -387,12 +387,26 @@ def test_damaged_overlays(root, tmp_path, entry):
 
 
 @pytest.mark.slow
-def test_a_digit_that_the_model_has_not_seen(new_digits, digits, transfer_config, tmp_path):
+@pytest.mark.parametrize(
+    "head_init",
+    [
+        "zero",
+        pytest.param(
+            "auto",
+            marks=pytest.mark.xfail(
+                strict=False,
+                reason="a backbone that was tuned well knows its exemplars better than new pictures, which sets the "
+                "margin too low: 4 to 6 % of the old classes are lost",
+            ),
+        ),
+    ],
+)
+def test_a_digit_that_the_model_has_not_seen(head_init, new_digits, digits, transfer_config, tmp_path):
     """The bundle knows 5 to 9; 0 looks like none of them."""
     from edgetl.export import ExportConfig, export_run
     from edgetl.finetune import finetune
 
-    config = dataclasses.replace(transfer_config, head_init="zero")
+    config = dataclasses.replace(transfer_config, head_init=head_init)
     run = finetune(new_digits, config, tmp_path / "run", reporter=Recorder()).root
     bundle_path = export_run(run, new_digits, ExportConfig(), tmp_path / "b.edgetl", reporter=Recorder()).root
     zeros = [item.path for item in digits.split("val") if digits.classes[item.label] == "0"]
